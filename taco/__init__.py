@@ -1,0 +1,58 @@
+"""taco: an offline LLM engine.
+
+The public names are imported when they are first used, so that `import taco` is fast and loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from taco.version import __version__, __version_tuple__
+
+if TYPE_CHECKING:
+    from taco.engine.arg_utils import EngineArgs
+    from taco.engine.llm_engine import LLMEngine
+    from taco.entrypoints.llm import LLM
+    from taco.inputs import PromptType, TextPrompt, TokensPrompt
+    from taco.outputs import CompletionOutput, RequestOutput
+    from taco.sampling_params import SamplingParams
+
+_HOMES = {
+    "CompletionOutput": "taco.outputs",
+    "EngineArgs": "taco.engine.arg_utils",
+    "LLM": "taco.entrypoints.llm",
+    "LLMEngine": "taco.engine.llm_engine",
+    "PromptType": "taco.inputs",
+    "RequestOutput": "taco.outputs",
+    "SamplingParams": "taco.sampling_params",
+    "TextPrompt": "taco.inputs",
+    "TokensPrompt": "taco.inputs",
+}
+
+__all__ = [
+    "CompletionOutput",
+    "EngineArgs",
+    "LLM",
+    "LLMEngine",
+    "PromptType",
+    "RequestOutput",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "__version__",
+    "__version_tuple__",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from the module where it lives, and keep it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,103 @@
+"""Behaviour that differs between vLLM 0.6 and vLLM 0.33; the only place that knows of versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from taco.errors import TacoValidationError
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Choices where both versions' documented behaviour cannot hold at once.
+
+    What one version does better and nobody can rely on in the other is not a choice: samples of one seeded prompt
+    differ, a failing batch leaves nothing behind, chat templates are not given a second start token, and prefix
+    caching, which does not change outputs, is on.
+
+    Args:
+        use_generation_config_defaults: without sampling parameters, those of the model's generation_config.json apply
+            (`generation_config` is "auto" by default) instead of neutral ones.
+        dtype_auto_float32: what dtype="auto" makes of a float32 checkpoint on an accelerator: "float16" (bfloat16 for
+            Gemma 2), or "platform", the type that the device prefers.
+        prefix_caching_default: prefix caching without `enable_prefix_caching`.
+        priority_needs_policy: a priority other than 0 needs scheduling_policy="priority"; else it is an error.
+        overlong_prompt: a prompt that does not fit into the context ends at once with finish_reason "length"
+            ("length_result"), or is refused ("error").
+        length_cap_extra_token: a sequence may reach max_model_len + 1 tokens, so a prompt of max_model_len tokens still
+            yields one; otherwise it ends at max_model_len.
+        echo_text_of_token_prompts: `RequestOutput.prompt` is the text given beside token ids, instead of None.
+        logprobs_after_processing: log-probabilities are those of the distribution drawn from (after penalties,
+            temperature, top-k, top-p, ...; prompt tokens: after temperature and filters) instead of the model's own.
+        rank_counts_ties: the rank of a token is the number of tokens at least as likely, instead of one more than the
+            number of more likely ones.
+        decoded_token_in_context: `Logprob.decoded_token` is what the token adds to the text, so that the parts join
+            to it, instead of the token decoded alone.
+        stop_string_order: of several stop strings in new text, the first in the "list" or the one "earliest" complete.
+        beam_score_includes_prompt: the length in a beam's score counts the prompt, without the end-of-sequence token;
+            otherwise the generated tokens, with it.
+    """
+
+    use_generation_config_defaults: bool
+    dtype_auto_float32: Literal["float16", "platform"]
+    prefix_caching_default: bool
+    priority_needs_policy: bool
+    overlong_prompt: Literal["length_result", "error"]
+    length_cap_extra_token: bool
+    echo_text_of_token_prompts: bool
+    logprobs_after_processing: bool
+    rank_counts_ties: bool
+    decoded_token_in_context: bool
+    stop_string_order: Literal["list", "earliest"]
+    beam_score_includes_prompt: bool
+
+
+V0_6 = Behaviour(
+    use_generation_config_defaults=False,
+    dtype_auto_float32="float16",
+    prefix_caching_default=True,
+    priority_needs_policy=True,
+    overlong_prompt="length_result",
+    length_cap_extra_token=True,
+    echo_text_of_token_prompts=False,
+    logprobs_after_processing=True,
+    rank_counts_ties=False,
+    decoded_token_in_context=True,
+    stop_string_order="list",
+    beam_score_includes_prompt=True,
+)
+
+V0_33 = Behaviour(
+    use_generation_config_defaults=True,
+    dtype_auto_float32="platform",
+    prefix_caching_default=True,
+    priority_needs_policy=False,
+    overlong_prompt="error",
+    length_cap_extra_token=False,
+    echo_text_of_token_prompts=True,
+    logprobs_after_processing=False,
+    rank_counts_ties=True,
+    decoded_token_in_context=False,
+    stop_string_order="earliest",
+    beam_score_includes_prompt=False,
+)
+
+DEFAULT_VERSION = "0.6"
+_PRESETS = {"0.6": V0_6, "0.33": V0_33}
+
+
+def behaviour_for(version: str = DEFAULT_VERSION) -> Behaviour:
+    """The preset of a vLLM version such as "0.6", "0.6.6.post1" or "0.33.0".
+
+    Raises:
+        TacoValidationError: there is no preset for it.
+    """
+    series = ".".join(str(version).split(".")[:2])
+    if series not in _PRESETS:
+        raise TacoValidationError(
+            f"There is no behaviour for version {version!r}; choose one of {list(_PRESETS)}.",
+            parameter="version",
+            value=version,
+        )
+    return _PRESETS[series]

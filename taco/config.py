@@ -1,0 +1,244 @@
+"""Frozen configurations: what `EngineArgs.create_config` resolved, read by every layer below it.
+
+They hold plain data. Data types are names ("float32", "bfloat16", "float16") and devices are "cpu" or "cuda", so that
+the host side can read them without torch. Nothing here decides anything; `taco.engine.arg_utils` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from taco.compat import Behaviour
+    from taco.models.loader.source import ModelSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How many devices share the work; this version runs on one."""
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Devices that hold one copy of the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model, its numbers and its tokenizer.
+
+    Args:
+        model: name or path as the caller gave it.
+        source: where the weights are on this machine.
+        tokenizer: name or path of the tokenizer.
+        tokenizer_mode: "auto" or "slow".
+        hf_token: access token of the model hub, not shown by `repr`.
+        dtype: data type of weights and activations.
+        seed: key of random numbers of requests without a seed of their own.
+        max_model_len: most tokens of a sequence, prompt and output together.
+        fit_max_model_len: `max_model_len` may be lowered to what the KV cache holds (`max_model_len="auto"`).
+        max_logprobs: most log-probabilities a request may ask for at each position.
+        logprobs_mode: "raw_logprobs", "processed_logprobs", "raw_logits" or "processed_logits".
+        served_model_name: name of the model in outputs and logs.
+        hf_config: the Hugging Face config, overrides applied.
+        hf_text_config: the part of it that describes the language model (the same object for a text model).
+        generation_config: contents of generation_config.json; its `eos_token_id` always applies. Empty without a file.
+        default_sampling_params: sampling parameters of a caller who gives none.
+        vocab_size: rows of the embedding table.
+        quantization: None or "gguf".
+        chat_template: text of a Jinja template that replaces the tokenizer's.
+        hf_overrides: as the caller gave them; already applied to `hf_config`.
+        enforce_eager: do not capture CUDA graphs.
+        max_seq_len_to_capture: longest sequence that a captured CUDA graph covers.
+        use_async_output_proc: plan a step while the previous one runs.
+    """
+
+    model: str
+    source: ModelSource
+    tokenizer: str
+    tokenizer_mode: Literal["auto", "slow"] = "auto"
+    skip_tokenizer_init: bool = False
+    trust_remote_code: bool = False
+    revision: str | None = None
+    tokenizer_revision: str | None = None
+    code_revision: str | None = None
+    hf_token: bool | str | None = field(default=None, repr=False)
+    dtype: str
+    seed: int = 0
+    max_model_len: int
+    fit_max_model_len: bool = False
+    max_logprobs: int = 20
+    logprobs_mode: str
+    served_model_name: str
+    hf_config: PretrainedConfig
+    hf_text_config: PretrainedConfig
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    default_sampling_params: Mapping[str, Any] = field(default_factory=dict)
+    vocab_size: int
+    quantization: Literal["gguf"] | None = None
+    chat_template: str | None = None
+    hf_overrides: Mapping[str, Any] | Callable[[Any], Any] | None = None
+    enforce_eager: bool = False
+    max_seq_len_to_capture: int = 8192
+    use_async_output_proc: bool = True
+
+    # What client code asks of any model, and what holds for every model of this version.
+    task: ClassVar[str] = "generate"
+    runner_type: ClassVar[str] = "generate"
+    supported_runner_types: ClassVar[frozenset[str]] = frozenset({"generate"})
+    is_multimodal_model: ClassVar[bool] = False
+    is_encoder_decoder: ClassVar[bool] = False
+    is_cross_encoder: ClassVar[bool] = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch's object."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def get_vocab_size(self) -> int:
+        return self.vocab_size
+
+    def get_hidden_size(self) -> int:
+        return int(self.hf_text_config.hidden_size)
+
+    def get_head_size(self) -> int:
+        """Width of one attention head."""
+        head_size = getattr(self.hf_text_config, "head_dim", None)
+        return int(head_size or self.get_hidden_size() // self.hf_text_config.num_attention_heads)
+
+    def get_num_attention_heads(self, parallel_config: ParallelConfig | None = None) -> int:
+        """Query heads of a layer on one device; of the whole layer without a `parallel_config`."""
+        num_devices = parallel_config.tensor_parallel_size if parallel_config else 1
+        return int(self.hf_text_config.num_attention_heads) // num_devices
+
+    def get_num_kv_heads(self, parallel_config: ParallelConfig | None = None) -> int:
+        """Key/value heads of a layer on one device (at least one); of the whole layer without a `parallel_config`."""
+        num_devices = parallel_config.tensor_parallel_size if parallel_config else 1
+        num_heads = getattr(self.hf_text_config, "num_key_value_heads", None)
+        return max(1, int(num_heads or self.hf_text_config.num_attention_heads) // num_devices)
+
+    def get_num_layers(self, parallel_config: ParallelConfig | None = None) -> int:
+        """Decoder layers on one device; of the whole model without a `parallel_config`."""
+        num_stages = parallel_config.pipeline_parallel_size if parallel_config else 1
+        return int(self.hf_text_config.num_hidden_layers) // num_stages
+
+    def get_diff_sampling_param(self) -> dict[str, Any]:
+        """Default sampling parameters that differ from `SamplingParams()`, by its field names."""
+        return dict(self.default_sampling_params)
+
+    def try_get_generation_config(self) -> dict[str, Any]:
+        """Contents of generation_config.json; empty where there is no such file."""
+        return dict(self.generation_config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The KV cache.
+
+    Args:
+        block_size: tokens of a block.
+        gpu_memory_utilization: share of the GPU's memory that weights, activations and KV cache may take.
+        swap_space_bytes: host memory for the KV cache of preempted requests.
+        kv_cache_dtype: data type of the cached keys and values.
+        enable_prefix_caching: keep the blocks of finished requests for prompts that begin alike.
+        num_gpu_blocks_override: number of blocks, instead of what the memory would hold.
+        kv_cache_memory_bytes: size of the KV cache, instead of what `gpu_memory_utilization` leaves.
+        cpu_kv_cache_bytes: size of the KV cache on a CPU; None lets the worker choose it.
+        num_gpu_blocks: blocks on the device, whatever the device; known after profiling.
+        num_cpu_blocks: blocks in `swap_space_bytes`; known after profiling.
+    """
+
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    swap_space_bytes: int = 0
+    kv_cache_dtype: str
+    enable_prefix_caching: bool = True
+    num_gpu_blocks_override: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    cpu_kv_cache_bytes: int | None = None
+    num_gpu_blocks: int | None = None
+    num_cpu_blocks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """What one step may contain, and in which order requests get it.
+
+    Args:
+        max_num_seqs: most sequences that run at once; never more than `max_num_batched_tokens`.
+        max_num_batched_tokens: most tokens of a step over all sequences.
+        max_model_len: most tokens of a sequence.
+        policy: "fcfs" (first come, first served) or "priority" (smaller numbers first).
+        enable_chunked_prefill: a prompt may be split over several steps; False schedules it whole.
+        preemption_mode: "swap", "recompute", or None: swap while there is room for it.
+        async_scheduling: plan a step while the previous one runs.
+        long_prefill_token_threshold: most prompt tokens of one sequence in a step; 0 sets no limit.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    enable_chunked_prefill: bool = True
+    preemption_mode: Literal["swap", "recompute"] | None = None
+    async_scheduling: bool = True
+    long_prefill_token_threshold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    """The device that runs the model."""
+
+    device: Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How weights get from disk to the device.
+
+    Args:
+        load_format: "auto", "safetensors", "pt", "gguf" or "dummy" (random weights).
+        download_dir: folder for downloads, instead of the hub's cache.
+        ignore_patterns: glob patterns of files not to download.
+    """
+
+    load_format: str = "auto"
+    download_dir: str | None = None
+    ignore_patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservabilityConfig:
+    """What the engine reports about itself."""
+
+    disable_log_stats: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TacoConfig:
+    """Everything an engine is built from.
+
+    Args:
+        behaviour: the choices in which versions of the reference API differ.
+    """
+
+    model_config: ModelConfig
+    cache_config: CacheConfig
+    scheduler_config: SchedulerConfig
+    device_config: DeviceConfig
+    load_config: LoadConfig = field(default_factory=LoadConfig)
+    parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
+    observability_config: ObservabilityConfig = field(default_factory=ObservabilityConfig)
+    behaviour: Behaviour

@@ -1,0 +1,297 @@
+"""The engine: one loop over scheduler, executor and output processor."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from taco.config import TacoConfig
+from taco.engine.arg_utils import EngineArgs
+from taco.engine.block_manager import BlockManager
+from taco.engine.input_processor import InputProcessor, ProcessedRequest
+from taco.engine.output_processor import OutputProcessor
+from taco.engine.scheduler import Scheduler
+from taco.errors import EngineDeadError, TacoValidationError
+from taco.executor.inprocess import InProcessExecutor
+from taco.request import RequestStatus
+
+if TYPE_CHECKING:
+    from taco.outputs import RequestOutput
+    from taco.plan import StepPlan
+    from taco.sampling_params import SamplingParams
+    from taco.worker.model_runner import PendingStep
+
+logger = logging.getLogger(__name__)
+
+
+class LLMEngine:
+    """Runs requests to their end, a step at a time.
+
+    Requests enter by `add_request`; each `step` returns the outputs that changed. `LLM` is the convenient front.
+
+    Args:
+        config: made by `EngineArgs.create_config`.
+
+    Raises:
+        TacoValidationError: the checkpoint does not fit its config.
+        OutOfMemoryError: weights and KV cache do not fit; the message gives arguments that would.
+    """
+
+    def __init__(self, config: TacoConfig) -> None:
+        self._executor: InProcessExecutor | None = None
+        started = time.perf_counter()
+        executor = InProcessExecutor(config)
+        try:
+            config = _with_cache_size(config, executor.num_device_blocks, executor.num_host_blocks)
+            executor.worker.config = config
+            executor.start()
+            self.config = config
+            self.tokenizer = _load_tokenizer(config)
+            self.scheduler = Scheduler(
+                config.scheduler_config,
+                BlockManager(
+                    num_blocks=executor.num_device_blocks,
+                    num_host_blocks=executor.num_host_blocks,
+                    block_size=config.cache_config.block_size,
+                    enable_prefix_caching=config.cache_config.enable_prefix_caching,
+                ),
+            )
+            self.input_processor = InputProcessor(config, self.tokenizer)
+            self.output_processor = OutputProcessor(config, self.tokenizer)
+        except BaseException:
+            executor.shutdown()
+            raise
+        self._executor = executor
+        self._in_flight: deque[tuple[StepPlan, PendingStep]] = deque()
+        self._num_ahead = int(config.scheduler_config.async_scheduling)
+        logger.info(
+            "Loaded %s (%s, %s) in %.1f s; KV cache of %d tokens, at most %d sequences of %d tokens",
+            config.model_config.model,
+            config.model_config.dtype,
+            config.device_config.device,
+            time.perf_counter() - started,
+            (executor.num_device_blocks - 1) * config.cache_config.block_size,
+            config.scheduler_config.max_num_seqs,
+            config.scheduler_config.max_model_len,
+        )
+
+    @classmethod
+    def from_engine_args(
+        cls, engine_args: EngineArgs, usage_context: object = None, stat_loggers: object = None
+    ) -> LLMEngine:
+        """Creates an engine from flat arguments.
+
+        Args:
+            usage_context: accepted and without effect: taco reports its use to nobody.
+            stat_loggers: must be None; there are no stat loggers yet.
+        """
+        if stat_loggers is not None:
+            raise TacoValidationError("stat_loggers is not supported; leave it None.", parameter="stat_loggers")
+        return cls(engine_args.create_config())
+
+    # Requests
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams,
+        arrival_time: float | None = None,
+        lora_request: object = None,
+        trace_headers: Mapping[str, str] | None = None,
+        prompt_adapter_request: object = None,
+        priority: int = 0,
+        *,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Enters one request.
+
+        Args:
+            request_id: must not be in use by an unfinished request.
+            prompt: text, token ids or a prompt dictionary.
+            params: `output_kind` decides what `step` returns for it.
+            arrival_time: seconds since the epoch; now if None.
+            trace_headers, prompt_adapter_request: must be None; neither exists here.
+            priority: smaller runs earlier under scheduling_policy="priority".
+            tokenization_kwargs: see `LLM.generate`.
+
+        Raises:
+            TacoValidationError: the request is not valid; the engine is as before.
+        """
+        for name, value in (("trace_headers", trace_headers), ("prompt_adapter_request", prompt_adapter_request)):
+            if value is not None:
+                raise TacoValidationError(f"{name} is not supported; leave it None.", parameter=name)
+        self.add_processed(
+            self.input_processor.process(
+                request_id,
+                prompt,
+                params,
+                arrival_time=arrival_time,
+                priority=priority,
+                lora_request=lora_request,
+                tokenization_kwargs=tokenization_kwargs,
+            )
+        )
+
+    def add_processed(self, processed: ProcessedRequest) -> None:
+        """Enters a request that the input processor has made."""
+        self._check_alive()
+        self.output_processor.add(processed)
+        for child in processed.children:
+            self.scheduler.add(child)
+
+    def abort_request(self, request_id: str | Iterable[str]) -> None:
+        """Ends requests without an output; ids of finished or unknown requests are left alone."""
+        for one in [request_id] if isinstance(request_id, str) else list(request_id):
+            for child_id in self.output_processor.child_ids(one):
+                request = self.scheduler.requests.get(child_id)
+                if request is not None:
+                    self.scheduler.finish(request, RequestStatus.FINISHED_ABORTED)
+            self.output_processor.abort(one)
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step` has anything left to do."""
+        return self.output_processor.num_unfinished > 0
+
+    def get_num_unfinished_requests(self) -> int:
+        """Requests that were added and have not finished; `n` samples of a prompt are one request."""
+        return self.output_processor.num_unfinished
+
+    # The loop
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step and returns the outputs it completed or, for streaming requests, changed.
+
+        If a step fails, all requests are aborted, the engine is clean again, and the exception is passed on.
+        """
+        self._check_alive()
+        assert self._executor is not None
+        try:
+            plan = self.scheduler.schedule()
+            if plan is not None:
+                self._in_flight.append((plan, self._executor.submit(plan)))
+            if not self._in_flight or (plan is not None and len(self._in_flight) <= self._num_ahead):
+                return self.output_processor.process([]).outputs
+            plan, pending = self._in_flight.popleft()
+            updates = self.scheduler.update(plan, self._executor.collect(pending))
+            processed = self.output_processor.process(updates)
+            for request, _ in processed.stopped:
+                self.scheduler.finish(request, RequestStatus.FINISHED_STOPPED)
+            return processed.outputs
+        except BaseException:
+            self._recover()
+            raise
+
+    def _recover(self) -> None:
+        """Drops everything a failed step may have left half done."""
+        assert self._executor is not None
+        self._in_flight.clear()
+        for request in self.scheduler.reset():
+            self.output_processor.abort(request.request_id)
+        self._executor.reset()
+
+    # Tokenizer, configs, end
+
+    def get_tokenizer(self, lora_request: object = None) -> Any:
+        """The tokenizer; the same for every request."""
+        if self.tokenizer is None:
+            raise TacoValidationError("There is no tokenizer: skip_tokenizer_init=True was passed.")
+        return self.tokenizer
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Replaces the tokenizer for requests that are added from now on."""
+        if self.has_unfinished_requests():
+            raise TacoValidationError("The tokenizer cannot change while requests are unfinished.")
+        self.tokenizer = tokenizer
+        self.input_processor = InputProcessor(self.config, tokenizer)
+        self.output_processor = OutputProcessor(self.config, tokenizer)
+
+    @property
+    def vllm_config(self) -> TacoConfig:
+        return self.config
+
+    @property
+    def model_config(self) -> Any:
+        return self.config.model_config
+
+    @property
+    def cache_config(self) -> Any:
+        return self.config.cache_config
+
+    @property
+    def scheduler_config(self) -> Any:
+        return self.config.scheduler_config
+
+    @property
+    def parallel_config(self) -> Any:
+        return self.config.parallel_config
+
+    @property
+    def device_config(self) -> Any:
+        return self.config.device_config
+
+    def get_model_config(self) -> Any:
+        return self.config.model_config
+
+    def get_parallel_config(self) -> Any:
+        return self.config.parallel_config
+
+    def get_scheduler_config(self) -> Any:
+        return self.config.scheduler_config
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets every cached prefix; running requests keep their blocks."""
+        self._check_alive()
+        self.scheduler.blocks.pool.reset_index()
+        return True
+
+    def close(self) -> None:
+        """Aborts what is unfinished and gives all memory back; calls after this raise `EngineDeadError`."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            self._in_flight.clear()
+            executor.shutdown()
+
+    def _check_alive(self) -> None:
+        if self._executor is None:
+            raise EngineDeadError("The engine is closed; create a new LLM.")
+
+    def __del__(self) -> None:
+        if getattr(self, "_executor", None) is not None:
+            self.close()
+
+
+def _load_tokenizer(config: TacoConfig) -> Any:
+    model = config.model_config
+    if model.skip_tokenizer_init:
+        return None
+    from taco.tokenizer.loading import load_tokenizer
+
+    source = model.source if model.tokenizer == model.model else model.tokenizer
+    return load_tokenizer(
+        source,
+        tokenizer_mode=model.tokenizer_mode,
+        trust_remote_code=model.trust_remote_code,
+        revision=model.tokenizer_revision,
+    )
+
+
+def _with_cache_size(config: TacoConfig, num_device_blocks: int, num_host_blocks: int) -> TacoConfig:
+    """The config with the block counts, and with the model length that fits them if it was left to us."""
+    cache = dataclasses.replace(
+        config.cache_config, num_gpu_blocks=num_device_blocks, num_cpu_blocks=num_host_blocks
+    )
+    config = dataclasses.replace(config, cache_config=cache)
+    fitting = (num_device_blocks - 1) * cache.block_size
+    if config.model_config.max_model_len <= fitting:
+        return config
+    assert config.model_config.fit_max_model_len
+    return dataclasses.replace(
+        config,
+        model_config=dataclasses.replace(config.model_config, max_model_len=fitting),
+        scheduler_config=dataclasses.replace(config.scheduler_config, max_model_len=fitting),
+    )

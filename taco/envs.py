@@ -1,0 +1,39 @@
+"""Environment variables; the only file that reads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from taco.errors import TacoValidationError
+
+
+def cache_dir() -> Path:
+    """Folder for what taco may fetch or compute again: TACO_CACHE_HOME, else XDG_CACHE_HOME/taco, else ~/.cache/taco."""
+    if home := os.environ.get("TACO_CACHE_HOME"):
+        return Path(home).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "taco"
+    return Path.home() / ".cache" / "taco"
+
+
+def cpu_kv_cache_space_gib() -> float | None:
+    """Memory for the KV cache on a CPU in GiB, from VLLM_CPU_KVCACHE_SPACE; None where it is unset or 0.
+
+    Raises:
+        TacoValidationError: the variable does not hold a number of at least 0.
+    """
+    text = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "").strip()
+    if not text:
+        return None
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = -1.0
+    if not 0 <= gib < float("inf"):
+        raise TacoValidationError(
+            f"The environment variable VLLM_CPU_KVCACHE_SPACE is {text!r}; it must be a number of GiB, such as 4.",
+            parameter="VLLM_CPU_KVCACHE_SPACE",
+            value=text,
+        )
+    return gib or None

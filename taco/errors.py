@@ -1,0 +1,59 @@
+"""Exceptions that users of taco can meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class TacoError(Exception):
+    """Base class of every error that taco raises on purpose."""
+
+
+class TacoValidationError(TacoError, ValueError):
+    """The caller's input is wrong; the message says what to change.
+
+    Args:
+        message: what was wrong and what to do about it.
+        parameter: name of the offending parameter, if one can be named.
+        value: the offending value.
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parameter = parameter
+        self.value = value
+
+
+class UnsupportedFeatureError(TacoValidationError):
+    """A parameter is known, but what it asks for does not exist in this version of taco."""
+
+
+class BatchValidationError(TacoValidationError):
+    """Several rows of one batch are wrong; raised before any row has run.
+
+    Args:
+        errors: message of each bad row, keyed by its index in the batch.
+        num_rows: number of rows in the batch.
+    """
+
+    MAX_SHOWN = 20
+
+    def __init__(self, errors: Mapping[int, str], num_rows: int) -> None:
+        self.errors = dict(errors)
+        shown = [f"  row {index}: {text}" for index, text in sorted(self.errors.items())[: self.MAX_SHOWN]]
+        if len(self.errors) > self.MAX_SHOWN:
+            shown.append(f"  ... and {len(self.errors) - self.MAX_SHOWN} more rows (all in .errors)")
+        verb = "is" if len(self.errors) == 1 else "are"
+        super().__init__(
+            f"{len(self.errors)} of {num_rows} rows {verb} not valid, so nothing was run; "
+            'correct them, or pass on_error="return" to run the others:\n' + "\n".join(shown)
+        )
+
+
+class OutOfMemoryError(TacoError, RuntimeError):
+    """The memory account does not close; the message gives the numbers and arguments that would work."""
+
+
+class EngineDeadError(TacoError, RuntimeError):
+    """The engine was closed, or an earlier step failed and left it unusable."""

@@ -1,0 +1,42 @@
+"""Carries plans to a worker in the same process."""
+
+from __future__ import annotations
+
+from taco.config import TacoConfig
+from taco.plan import StepPlan, StepResult
+from taco.worker.model_runner import PendingStep
+from taco.worker.worker import Worker
+
+
+class InProcessExecutor:
+    """One worker on one device. A step may be submitted before the previous one has been collected.
+
+    Loading happens in the constructor; `num_device_blocks` and `num_host_blocks` are then known, and `start` makes the KV
+    cache.
+    """
+
+    def __init__(self, config: TacoConfig) -> None:
+        self.worker = Worker(config)
+        self.worker.load_model()
+        self.num_device_blocks = self.worker.num_device_blocks()
+        self.num_host_blocks = self.worker.num_host_blocks()
+
+    def start(self) -> None:
+        """Takes the memory of the KV cache."""
+        self.worker.start(self.num_device_blocks, self.num_host_blocks)
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Starts a step."""
+        return self.worker.submit(plan)
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        """Waits for a step; to be called in the order of submission."""
+        return self.worker.collect(pending)
+
+    def reset(self) -> None:
+        """Forgets every row and step, after a step has failed."""
+        self.worker.reset()
+
+    def shutdown(self) -> None:
+        """Gives all memory back."""
+        self.worker.shutdown()

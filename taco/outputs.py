@@ -1,0 +1,280 @@
+"""What the engine returns for a request. Both vLLM 0.6's and vLLM 0.33's names work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from taco.logprobs import FlatLogprobs, LogprobsOnePosition, PromptLogprobs, SampleLogprobs
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from taco.lora_request import LoRARequest
+
+
+@dataclass(repr=False)
+class CompletionOutput:
+    """One completion of a prompt.
+
+    Args:
+        index: position among the request's completions.
+        text: the generated text, without what ended it.
+        token_ids: the generated tokens, with the one that ended the sequence.
+        cumulative_logprob: sum of the log-probabilities of the generated tokens; None if none were asked for.
+        logprobs: log-probabilities for each generated token; None if none were asked for.
+        finish_reason: "stop": an end-of-sequence token, a stop token or a stop text; "length": `max_tokens` reached
+            or the context full, also for a prompt that is too long; "abort": aborted by the caller; "error": the
+            row could not be run, see `RequestOutput.error`; "repetition": ended by `repetition_detection`;
+            None: not finished.
+        stop_reason: the stop text or the stop token's id; "repetition_detected"; None for the tokenizer's
+            end-of-sequence token and everything else.
+        lora_request: the adapter used.
+        routed_experts: expert indices of each token, if they were asked for.
+        sampling_mask: tokens that could be drawn at each position, if they were asked for.
+        spec_decode_metrics: counts of speculative decoding.
+        weight_versions: which weights produced which tokens, if weights were exchanged meanwhile.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: SampleLogprobs | None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    lora_request: LoRARequest | None = None
+    routed_experts: np.ndarray | None = None
+    sampling_mask: Any = None
+    spec_decode_metrics: Any = None
+    weight_versions: list[Any] | None = None
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def __repr__(self) -> str:
+        return (
+            f"CompletionOutput(index={self.index}, text={self.text!r}, token_ids={self.token_ids}, "
+            f"cumulative_logprob={self.cumulative_logprob}, logprobs={self.logprobs}, "
+            f"finish_reason={self.finish_reason}, stop_reason={self.stop_reason})"
+        )
+
+
+@dataclass
+class RequestMetrics:
+    """When things happened to a request; times in seconds since the epoch, durations in seconds.
+
+    The `*_ts` properties are 0.33's names, on the same clock; they are 0.0 for what has not happened.
+
+    Args:
+        arrival_time: the request entered the engine.
+        last_token_time: its latest token came.
+        first_scheduled_time: it first had a part in a step.
+        first_token_time: its first token came.
+        time_in_queue: from arrival to the first step.
+        finished_time: it finished.
+        scheduler_time: spent by the scheduler in its steps.
+        model_forward_time: spent in the model in its steps.
+        model_execute_time: spent in the model, the sampler and transfers in its steps.
+        num_generation_tokens: tokens generated.
+        num_preemptions: how often it lost its place to another request.
+        is_corrupted: its logits were not finite at some step.
+        is_watermarked, is_watermark_skipped: whether its text was marked, or was to be and could not.
+    """
+
+    arrival_time: float
+    last_token_time: float
+    first_scheduled_time: float | None
+    first_token_time: float | None
+    time_in_queue: float | None
+    finished_time: float | None = None
+    scheduler_time: float | None = None
+    model_forward_time: float | None = None
+    model_execute_time: float | None = None
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+    is_corrupted: bool = False
+    is_watermarked: bool = False
+    is_watermark_skipped: bool = False
+
+    @property
+    def queued_ts(self) -> float:
+        return self.arrival_time
+
+    @property
+    def scheduled_ts(self) -> float:
+        return self.first_scheduled_time or 0.0
+
+    @property
+    def first_token_ts(self) -> float:
+        return self.first_token_time or 0.0
+
+    @property
+    def last_token_ts(self) -> float:
+        return self.last_token_time
+
+    @property
+    def first_token_latency(self) -> float:
+        """From arrival to the first token."""
+        return 0.0 if self.first_token_time is None else self.first_token_time - self.arrival_time
+
+
+class RequestOutput:
+    """What has become of one request.
+
+    Args:
+        request_id: the id of the request, as text.
+        prompt: the prompt's text; None for a prompt given as token ids.
+        prompt_token_ids: the prompt's tokens.
+        prompt_logprobs: log-probabilities for each prompt token, the first None; None if none were asked for.
+        outputs: the completions, by index.
+        finished: whether all completions are finished.
+        metrics: when things happened.
+        lora_request: the adapter used.
+        encoder_prompt: text of the encoder's prompt, for encoder-decoder models.
+        encoder_prompt_token_ids: its tokens.
+        num_cached_tokens: prompt tokens found in the prefix cache.
+        num_cache_creation_tokens: prompt tokens written to the prefix cache.
+        multi_modal_placeholders: where media stand in the prompt, by modality; None counts as {}.
+        prompt_token_id_logprobs: float array [num_rows, num_ids], the log-probabilities that
+            `SamplingParams.prompt_logprob_token_ids` asked for.
+        kv_transfer_params: for another engine that takes over the KV cache.
+        ec_transfer_params: the same for the encoder's cache.
+        error: why the request could not be run, if `on_error="return"` was asked for and its finish_reason is "error".
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int] | None,
+        prompt_logprobs: PromptLogprobs | None,
+        outputs: list[CompletionOutput],
+        finished: bool,
+        metrics: RequestMetrics | None = None,
+        lora_request: LoRARequest | None = None,
+        encoder_prompt: str | None = None,
+        encoder_prompt_token_ids: list[int] | None = None,
+        num_cached_tokens: int | None = None,
+        num_cache_creation_tokens: int | None = None,
+        *,
+        multi_modal_placeholders: dict[str, Any] | None = None,
+        prompt_token_id_logprobs: np.ndarray | None = None,
+        kv_transfer_params: dict[str, Any] | None = None,
+        ec_transfer_params: dict[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_token_ids = prompt_token_ids
+        self.prompt_logprobs = prompt_logprobs
+        self.outputs = outputs
+        self.finished = finished
+        self.metrics = metrics
+        self.lora_request = lora_request
+        self.encoder_prompt = encoder_prompt
+        self.encoder_prompt_token_ids = encoder_prompt_token_ids
+        self.num_cached_tokens = num_cached_tokens
+        self.num_cache_creation_tokens = num_cache_creation_tokens
+        self.multi_modal_placeholders = multi_modal_placeholders or {}
+        self.prompt_token_id_logprobs = prompt_token_id_logprobs
+        self.kv_transfer_params = kv_transfer_params
+        self.ec_transfer_params = ec_transfer_params
+        self.error = error
+
+    @classmethod
+    def new(
+        cls,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int] | None,
+        text: str,
+        token_ids: list[int],
+        finished: bool = False,
+    ) -> RequestOutput:
+        """An output with one completion."""
+        completion = CompletionOutput(0, text, token_ids, cumulative_logprob=None, logprobs=None)
+        return cls(request_id, prompt, prompt_token_ids, None, [completion], finished)
+
+    def add(self, next_output: RequestOutput, aggregate: bool) -> None:
+        """Merges the following output of the same request into this one.
+
+        Completions are matched by index; one that is new here is taken over. With `aggregate`, which deltas need, text,
+        tokens and log-probabilities are appended; without it, the following completion replaces the earlier one. Either
+        way the state (finished, metrics, error, sum of log-probabilities, ...) is the following output's.
+        """
+        self.finished |= next_output.finished
+        for name in ("metrics", "kv_transfer_params", "ec_transfer_params", "error"):
+            value = getattr(next_output, name)
+            if value is not None:
+                setattr(self, name, value)
+        positions = {completion.index: position for position, completion in enumerate(self.outputs)}
+        for following in next_output.outputs:
+            position = positions.get(following.index)
+            if position is None:
+                self.outputs.append(following)
+            elif aggregate:
+                _append_delta(self.outputs[position], following)
+            else:
+                self.outputs[position] = following
+
+    def __repr__(self) -> str:
+        error = "" if self.error is None else f", error={self.error!r}"
+        return (
+            f"RequestOutput(request_id={self.request_id}, prompt={self.prompt!r}, "
+            f"prompt_token_ids={self.prompt_token_ids}, encoder_prompt={self.encoder_prompt!r}, "
+            f"encoder_prompt_token_ids={self.encoder_prompt_token_ids}, prompt_logprobs={self.prompt_logprobs}, "
+            f"outputs={self.outputs}, finished={self.finished}, metrics={self.metrics}, "
+            f"lora_request={self.lora_request}, num_cached_tokens={self.num_cached_tokens}, "
+            f"multi_modal_placeholders={self.multi_modal_placeholders}{error})"
+        )
+
+
+def _append_delta(completion: CompletionOutput, delta: CompletionOutput) -> None:
+    completion.text += delta.text
+    completion.token_ids.extend(delta.token_ids)
+    if delta.logprobs:
+        if completion.logprobs is None:
+            completion.logprobs = FlatLogprobs() if isinstance(delta.logprobs, FlatLogprobs) else []
+        completion.logprobs.extend(delta.logprobs)
+    # The sum covers the whole sequence in a delta too.
+    if delta.cumulative_logprob is not None:
+        completion.cumulative_logprob = delta.cumulative_logprob
+    completion.finish_reason = delta.finish_reason
+    completion.stop_reason = delta.stop_reason
+
+
+@dataclass
+class BeamSearchSequence:
+    """One sequence found by beam search.
+
+    Args:
+        tokens: the prompt and the generated tokens, the end-of-sequence token included.
+        logprobs: for each generated token, the candidates of its step.
+        cum_logprob: sum of the log-probabilities of the generated tokens.
+        text: the text of `tokens`.
+        finish_reason: None, or "abort".
+        stop_reason: always None.
+        multi_modal_data: media of the prompt.
+        mm_processor_kwargs: arguments of the media processor.
+        orig_prompt: the prompt as it was given.
+        lora_request: the adapter used.
+    """
+
+    tokens: list[int]
+    logprobs: list[LogprobsOnePosition]
+    cum_logprob: float = 0.0
+    text: str | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    multi_modal_data: Any = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    orig_prompt: Any = None
+    lora_request: LoRARequest | None = None
+
+
+@dataclass
+class BeamSearchOutput:
+    """The sequences found for one prompt, best first."""
+
+    sequences: list[BeamSearchSequence]

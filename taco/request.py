@@ -1,0 +1,126 @@
+"""One request as the host side sees it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taco.plan import LogprobRows
+    from taco.sampling_params import SamplingParams
+
+
+class RequestStatus(enum.IntEnum):
+    """Where a request stands. FINISHED_* are final."""
+
+    WAITING = 0
+    RUNNING = 1
+    PREEMPTED = 2  # waits again; its blocks are gone (recompute)
+    SWAPPED = 3  # waits again; its private blocks are in host memory
+    FINISHED_STOPPED = 4
+    FINISHED_LENGTH = 5
+    FINISHED_ABORTED = 6
+    FINISHED_ERROR = 7
+    FINISHED_REPETITION = 8
+
+    @property
+    def is_finished(self) -> bool:
+        return self >= RequestStatus.FINISHED_STOPPED
+
+
+FINISH_REASONS: dict[RequestStatus, str] = {
+    RequestStatus.FINISHED_STOPPED: "stop",
+    RequestStatus.FINISHED_LENGTH: "length",
+    RequestStatus.FINISHED_ABORTED: "abort",
+    RequestStatus.FINISHED_ERROR: "error",
+    RequestStatus.FINISHED_REPETITION: "repetition",
+}
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request between the input processor and the output processor; the scheduler owns its progress.
+
+    One `Request` makes one sequence: `n > 1` is n of them (see `taco.engine.parallel_sampling`).
+
+    Args:
+        request_id: unique among unfinished requests.
+        prompt_token_ids: the prompt; not empty.
+        params: a private, normalised copy of the caller's parameters (`max_tokens` and `stop_token_ids` filled in).
+        max_total_tokens: the sequence ends with "length" when prompt and output together reach this many tokens.
+        eos_token_id: the tokenizer's end of sequence, or None where it must not stop the request (`ignore_eos`).
+        stop_token_ids: further ids that end the sequence, `params.stop_token_ids` and the model's secondary EOS ids.
+        seed: 64-bit key of its random numbers.
+        priority: smaller runs earlier under the "priority" policy.
+        arrival_time: seconds since the epoch.
+        cache_salt: separates its prefix-cache entries from those of other salts.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    max_total_tokens: int
+    eos_token_id: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    seed: int = 0
+    priority: int = 0
+    arrival_time: float = 0.0
+    cache_salt: str | None = None
+
+    # Progress, written by the scheduler and the block manager alone.
+    status: RequestStatus = RequestStatus.WAITING
+    stop_reason: int | str | None = None
+    error: str | None = None
+    token_ids: list[int] = field(default_factory=list)  # prompt + output known to the host
+    num_computed_tokens: int = 0  # tokens whose KV cache exists or is being written by a step in flight
+    num_in_flight: int = 0  # tokens that steps in flight will draw
+    num_preemptions: int = 0
+    num_cached_tokens: int = -1  # prompt tokens found in the prefix cache at first admission; -1 before
+    row: int = -1
+    block_ids: list[int] = field(default_factory=list)
+    host_block_ids: dict[int, int] = field(default_factory=dict)  # position in block_ids -> host block, while swapped
+    block_hashes: list[bytes] = field(default_factory=list)  # chain hashes of the full blocks hashed so far
+    num_committed_blocks: int = 0  # leading blocks that are entered in the prefix index
+    num_prompt_logprobs: int = 0  # leading prompt tokens whose log-probabilities have been handed on
+    first_scheduled_time: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens; those in flight are not counted."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[len(self.prompt_token_ids) :]
+
+
+@dataclass(slots=True)
+class RequestUpdate:
+    """What one step did to one request, for the output processor.
+
+    Args:
+        new_token_ids: tokens appended by this step (none for a prompt chunk that did not end).
+        logprobs: their log-probabilities, if asked for, one row a token.
+        prompt_logprobs: log-probabilities of further prompt tokens, in order, none twice; the first row is that of
+            prompt token `prompt_logprobs_start`.
+        prompt_logprobs_start: see there.
+    """
+
+    request: Request
+    new_token_ids: list[int]
+    logprobs: LogprobRows | None = None
+    prompt_logprobs: LogprobRows | None = None
+    prompt_logprobs_start: int = 0

@@ -1,0 +1,877 @@
+"""Parameters of one generation request: `SamplingParams`, `BeamSearchParams` and what they contain.
+
+Field names, defaults and validation rules are the union of those of vLLM 0.6 and vLLM 0.33, plus the beam search fields
+and `no_repeat_ngram_size` of TACO-LLM.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+import operator
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any, ClassVar
+
+import numpy as np
+
+from taco.errors import TacoValidationError, UnsupportedFeatureError
+
+MAX_N_SEQUENCES = 16384  # largest n, best_of and beam width
+MAX_LOGPROB_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 100.0
+GREEDY_TEMPERATURE = 1e-5  # sampling with a temperature below this is greedy
+MIN_TEMPERATURE = 1e-2  # smaller positive temperatures overflow float32 logits, so they are raised to this
+
+
+class ParameterTypeError(TacoValidationError, TypeError):
+    """A sampling parameter has the wrong type."""
+
+
+class RequestOutputKind(Enum):
+    """What the outputs of an unfinished request contain."""
+
+    CUMULATIVE = 0  # everything generated so far
+    DELTA = 1  # what is new since the last output
+    FINAL_ONLY = 2  # no outputs before the request has finished
+
+
+class SamplingType(IntEnum):
+    """How tokens are drawn."""
+
+    GREEDY = 0
+    RANDOM = 1
+    RANDOM_SEED = 2
+
+
+def _type_error(name: str, expected: str, value: object) -> ParameterTypeError:
+    message = f"{name} must be {expected}, but is of type {type(value).__name__}: {str(value)[:80]}"
+    return ParameterTypeError(message, parameter=name, value=value)
+
+
+def _as_int(name: str, value: Any) -> int:
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise _type_error(name, "an int", value)
+
+
+def _as_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _type_error(name, "a number", value)
+    return float(value)
+
+
+def _as_bool(name: str, value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_, int)) and value in (0, 1):
+        return bool(value)
+    raise _type_error(name, "a bool", value)
+
+
+def _as_token_ids(name: str, value: Any) -> list[int]:
+    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+        raise _type_error(name, "a list of token ids", value)
+    ids = list(value)
+    try:
+        return [token_id if type(token_id) is int else _as_int(name, token_id) for token_id in ids]
+    except ParameterTypeError:
+        raise ParameterTypeError(
+            f"{name} must contain only integers, got {str(ids)[:200]}.", parameter=name, value=value
+        ) from None
+
+
+def _as_strings(name: str, value: Any) -> list[str]:
+    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+        raise _type_error(name, "a list of strings", value)
+    strings = list(value)
+    for element in strings:
+        if not isinstance(element, str):
+            raise _type_error(name, "a list of strings (one element)", element)
+        if not element:
+            raise TacoValidationError(
+                f"{name} cannot contain an empty string. Got {name}={strings}; remove it.", parameter=name, value=value
+            )
+    return strings
+
+
+def _require(condition: bool, name: str, value: object, message: str) -> None:
+    if not condition:
+        raise TacoValidationError(f"{name} {message}, got {value}.", parameter=name, value=value)
+
+
+def _require_one_constraint(what: str, constraints: dict[str, object], allow_none: bool) -> None:
+    given = [name for name, value in constraints.items() if value is not None]
+    if len(given) > 1:
+        raise TacoValidationError(f"You can only use one kind of {what} but multiple are specified: {given}.")
+    if not given and not allow_none:
+        raise TacoValidationError(
+            f"You must use one kind of {what} constraint but none are specified; give one of {list(constraints)}."
+        )
+
+
+@dataclass
+class GuidedDecodingParams:
+    """Constraint on the generated text, in the form of vLLM 0.6; at most one kind may be given.
+
+    Args:
+        json: JSON schema, as text or as a dict.
+        regex: regular expression that the whole text matches.
+        choice: the text is one of these.
+        grammar: context-free grammar.
+        json_object: any JSON object.
+        backend: name of the grammar library.
+        whitespace_pattern: regular expression of the white space allowed in JSON.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    backend: str | None = None
+    whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        kinds = ("json", "regex", "choice", "grammar", "json_object")
+        _require_one_constraint("guided decoding", {kind: getattr(self, kind) for kind in kinds}, allow_none=True)
+
+
+@dataclass
+class StructuredOutputsParams:
+    """Constraint on the generated text, in the form of vLLM 0.33; exactly one kind must be given.
+
+    Args:
+        json: JSON schema, as text or as a dict.
+        regex: regular expression that the whole text matches.
+        choice: the text is one of these.
+        grammar: context-free grammar.
+        json_object: any JSON object.
+        disable_any_whitespace: no white space in JSON but what the schema demands.
+        disable_additional_properties: JSON objects have no properties beyond those of the schema.
+        whitespace_pattern: regular expression of the white space allowed in JSON.
+        structural_tag: JSON description of tagged regions that are constrained.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+    structural_tag: str | None = None
+    _backend: str | None = field(default=None, init=False)
+    _backend_was_auto: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        kinds = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+        _require_one_constraint("structured outputs", {kind: getattr(self, kind) for kind in kinds}, allow_none=False)
+
+
+@dataclass
+class RepetitionDetectionParams:
+    """Ends a sequence whose last tokens are one pattern repeated again and again.
+
+    Args:
+        max_pattern_size: longest pattern looked for, in tokens; 0 = off.
+        min_pattern_size: shortest pattern looked for, in tokens; 0 counts as 1.
+        min_count: repetitions that end the sequence, at least 2.
+    """
+
+    max_pattern_size: int = 0
+    min_pattern_size: int = 0
+    min_count: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_pattern_size", "min_pattern_size", "min_count"):
+            value = _as_int(name, getattr(self, name))
+            _require(value >= 0, name, value, "must be at least 0")
+            setattr(self, name, value)
+        _require(
+            self.min_pattern_size <= self.max_pattern_size,
+            "min_pattern_size",
+            self.min_pattern_size,
+            f"must be at most max_pattern_size={self.max_pattern_size}",
+        )
+        if self.max_pattern_size > 0:
+            _require(self.min_count >= 2, "min_count", self.min_count, "must be at least 2 (max_pattern_size=0 is off)")
+
+
+class _WithStructFields:
+    """Gives a dataclass `__struct_fields__`: its field names in order, which client code uses to copy parameters."""
+
+    __struct_fields__: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.__struct_fields__ = (*cls.__struct_fields__, *cls.__annotations__)
+
+
+@dataclass(repr=False)
+class SamplingParams(_WithStructFields):
+    """How the completions of one prompt are generated. Use keywords: positional orders differ between versions.
+
+    Wrong values raise `TacoValidationError` (a ValueError), wrong types `ParameterTypeError` (also a TypeError).
+    Numpy scalars count as Python numbers. Attributes may be assigned afterwards; `normalise` then checks them again.
+
+    How many:
+        n: completions returned for the prompt, 1 to 16384. Default 1.
+        best_of: completions generated, of which the best `n` by log-probability are returned; >= n. With
+            `use_beam_search`, the beam width. Default None = n. If given, construction moves the requested `n` to
+            `_real_n` and sets `n = best_of`, so `n` is always the number of sequences that run.
+        seed: key of the random numbers, in [-2**63, 2**64). None and -1: the engine's seed. Default None.
+
+    Distribution:
+        temperature: divides the logits; finite, >= 0. 0 = greedy (which switches top_p, top_k and min_p off and
+            needs n = 1); positive values below 0.01 are raised to 0.01 with a warning. Default 1.0.
+        top_p: smallest set of most likely tokens with this total probability, (0, 1]. Default 1.0 = off.
+        top_k: only the k most likely tokens; 0 and -1 = off. Default -1.
+        min_p: drop tokens less likely than min_p times the most likely one, [0, 1]. Default 0.0 = off.
+        presence_penalty: subtracted once from the logit of each token generated so far, [-2, 2]. Default 0.0.
+        frequency_penalty: subtracted for each occurrence of a token generated so far, [-2, 2]. Default 0.0.
+        repetition_penalty: logits of tokens of prompt and output are divided (if positive) or multiplied (if not) by
+            this; finite, > 0. Default 1.0 = off.
+        no_repeat_ngram_size: no n-gram of this size occurs twice, >= 0. Default 0 = off.
+        logit_bias: {token id: added to its logit, clamped to [-100, 100]}. Default None.
+        allowed_token_ids: only these tokens, not empty. Default None = all.
+        bad_words: texts that are not generated; strings, none empty. Default None (kept as []).
+        logits_processors: callables `(output_token_ids, logits) -> logits`, or with the prompt's ids as a first of
+            three arguments, applied in order to the row of logits before everything else. Default None.
+        guided_decoding: `GuidedDecodingParams`. Default None.
+        structured_outputs: `StructuredOutputsParams`; not together with guided_decoding. Default None.
+        watermarking: marks the generated text. Default None = off.
+
+    End:
+        max_tokens: most tokens generated, >= 1; None = what fits into the context. Default 16.
+        min_tokens: tokens generated before any stop condition counts, 0 to max_tokens. Default 0.
+        stop: text or texts that end the sequence and are cut off; none empty; needs detokenize. Default None (kept
+            as []).
+        stop_token_ids: tokens that end the sequence. Default None (kept as []).
+        include_stop_str_in_output: keep the stop text. Default False.
+        ignore_eos: the model's end-of-sequence tokens do not end the sequence. Default False.
+        repetition_detection: `RepetitionDetectionParams`; ends degenerate repetition. Default None = off.
+        thinking_token_budget: most tokens of a reasoning section, >= 0; None and -1 = no limit. Default None.
+
+    Log-probabilities:
+        logprobs: most likely alternatives returned for each generated token, besides the token itself, >= 0; -1 = the
+            whole vocabulary; True = 1; None and False = no log-probabilities. Default None.
+        prompt_logprobs: the same for the tokens of the prompt. Default None.
+        logprob_token_ids: log-probabilities of exactly these tokens, at most 128; if logprobs is given too it must be
+            their number. Default None.
+        prompt_logprob_token_ids: integers [num_rows, num_ids], kept as int64: the tokens whose log-probabilities are
+            returned for each scored prompt position; -1 pads a row. One row for each token that follows prompt
+            position `prompt_logprob_start`: num_rows = len(prompt) - 1 - prompt_logprob_start. Default None.
+        prompt_logprob_start: first scored position, >= 0; needs prompt_logprob_token_ids. Default None = 0.
+        flat_logprobs: return `FlatLogprobs` in place of lists of dicts. Default False.
+
+    Text and outputs:
+        detokenize: produce text. Default True.
+        skip_special_tokens: leave special tokens out of the text. Default True.
+        spaces_between_special_tokens: put spaces between special tokens that are shown. Default True.
+        truncate_prompt_tokens: keep only the last k tokens of the prompt, >= 1. Default None = all.
+        output_kind: `RequestOutputKind` of outputs before the end. Default CUMULATIVE.
+        stream_interval: tokens between two such outputs, >= 1. Default None = the engine's.
+
+    Beam search inside sampling (TACO-LLM):
+        use_beam_search: needs best_of (or n) > 1, temperature 0, top_p 1, top_k and min_p off. Default False.
+        length_penalty: exponent of the length in a beam's score; 1.0 without beam search. Default 1.0.
+        early_stopping: True, False or "never"; False without beam search. Default False.
+
+    Engine:
+        skip_reading_prefix_cache: compute the prompt even where it is cached. Default None = where prompt
+            log-probabilities need it.
+        skip_clone: `clone` shares containers with this object. Default False.
+        extra_args: arguments of custom batch processors, {str: JSON-like value}. Default None.
+        routed_experts_prompt_start: first prompt token whose expert routing is returned, >= 0. Default 0.
+        trace_decode_token_ids: tokens to decode instead of sampled ones, for tracing. Default None.
+
+    Kept by the engine, not meant to be given: `_real_n`, `output_text_buffer_length` (characters held back while a stop
+    text may be in the making), `_all_stop_token_ids` (what `min_tokens` masks), `_eos_token_id`,
+    `_bad_words_token_ids`, `_watermarking_skipped`.
+    """
+
+    # vLLM 0.6, in its positional order
+    n: int = 1
+    best_of: int | None = None
+    _real_n: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    logits_processors: list[Callable[..., Any]] | None = None
+    include_stop_str_in_output: bool = False
+    truncate_prompt_tokens: int | None = None
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    output_text_buffer_length: int = 0
+    _all_stop_token_ids: set[int] = field(default_factory=set)
+    guided_decoding: GuidedDecodingParams | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    # what vLLM 0.33 has besides
+    watermarking: bool | None = None
+    prompt_logprob_token_ids: np.ndarray | list[list[int]] | None = None
+    prompt_logprob_start: int | None = None
+    logprob_token_ids: list[int] | None = None
+    flat_logprobs: bool = False
+    stream_interval: int | None = None
+    skip_clone: bool = False
+    _eos_token_id: int | None = None
+    _watermarking_skipped: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
+    extra_args: dict[str, Any] | None = None
+    _bad_words_token_ids: list[list[int]] | None = None
+    skip_reading_prefix_cache: bool | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: RepetitionDetectionParams | None = None
+    routed_experts_prompt_start: int = 0
+    trace_decode_token_ids: list[int] | None = None
+    # what TACO-LLM has besides
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        self._all_stop_token_ids = set(self._all_stop_token_ids)
+        self.normalise()
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            warnings.warn(
+                f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where logits overflow; it was raised to "
+                f"{MIN_TEMPERATURE}. Use temperature=0 for greedy sampling.",
+                stacklevel=3,
+            )
+            self.temperature = MIN_TEMPERATURE
+        if self.temperature < GREEDY_TEMPERATURE and not self.use_beam_search:
+            _require(
+                self.n == 1,
+                "n",
+                self.n,
+                "must be 1 when using greedy sampling (best_of must be 1 too, all samples would be the same)",
+            )
+            self.top_p, self.top_k, self.min_p = 1.0, -1, 0.0
+
+    def normalise(self) -> None:
+        """Brings every field into its canonical form, in place, and checks it.
+
+        Construction calls this; the engine calls it again on its copy, because fields may have been assigned since.
+        What only construction does: raising a small temperature, and the resets and the check of greedy sampling.
+
+        Raises:
+            TacoValidationError: naming the field, its value and what is allowed.
+        """
+        self._normalise_types()
+        self._check_ranges()
+        if self.best_of is not None:
+            if self.best_of < self.n:
+                raise TacoValidationError(
+                    f"best_of must be greater than or equal to n, got n={self.n} and best_of={self.best_of}.",
+                    parameter="best_of",
+                    value=self.best_of,
+                )
+            if self._real_n is None:
+                self._real_n, self.n = self.n, self.best_of
+        self._check_combinations()
+        assert isinstance(self.stop, list) and isinstance(self.stop_token_ids, list)
+        held_back = bool(self.stop) and not self.include_stop_str_in_output
+        self.output_text_buffer_length = max(map(len, self.stop)) - 1 if held_back else 0
+        self._all_stop_token_ids.update(self.stop_token_ids)
+
+    def _normalise_types(self) -> None:
+        values = self.__dict__
+        for name in ("logprobs", "prompt_logprobs"):
+            if isinstance(values[name], (bool, np.bool_)):
+                values[name] = 1 if values[name] else None
+        for name in _BOOL_FIELDS:
+            if type(values[name]) is not bool:
+                values[name] = _as_bool(name, values[name])
+        for name in _FLOAT_FIELDS:
+            if type(values[name]) is not float and type(values[name]) is not int:
+                values[name] = _as_number(name, values[name])
+        for name in _INT_FIELDS:
+            if type(values[name]) is not int:
+                values[name] = _as_int(name, values[name])
+        for name in _OPTIONAL_INT_FIELDS:
+            if values[name] is not None and type(values[name]) is not int:
+                values[name] = _as_int(name, values[name])
+        for name in ("watermarking", "skip_reading_prefix_cache"):
+            if values[name] is not None:
+                values[name] = _as_bool(name, values[name])
+        for name in ("allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids"):
+            if values[name] is not None:
+                values[name] = _as_token_ids(name, values[name])
+        for name, kind in _NESTED_FIELDS.items():
+            if values[name] is not None and not isinstance(values[name], kind):
+                raise _type_error(name, f"a {kind.__name__}", values[name])
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise _type_error("output_kind", "a RequestOutputKind", self.output_kind)
+
+        if self.seed == -1:
+            self.seed = None
+        if self.thinking_token_budget == -1:
+            self.thinking_token_budget = None
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        self.stop = [] if stop is None else _as_strings("stop", stop)
+        if self.stop_token_ids is None:
+            self.stop_token_ids = []
+        else:
+            self.stop_token_ids = list(dict.fromkeys(_as_token_ids("stop_token_ids", self.stop_token_ids)))
+        self.bad_words = [] if self.bad_words is None else _as_strings("bad_words", self.bad_words)
+        if self.logits_processors is not None:
+            self.logits_processors = _as_processors(self.logits_processors)
+        if self.logit_bias is not None:
+            self.logit_bias = _as_logit_bias(self.logit_bias)
+        if self.prompt_logprob_token_ids is not None:
+            self.prompt_logprob_token_ids = _as_score_ids(self.prompt_logprob_token_ids)
+        if self.extra_args is not None:
+            if not isinstance(self.extra_args, dict):
+                raise _type_error("extra_args", "a dict", self.extra_args)
+            _check_extra_ints(self.extra_args)
+
+    def _check_ranges(self) -> None:
+        _require(self.n >= 1, "n", self.n, "must be at least 1")
+        _require(self.n <= MAX_N_SEQUENCES, "n", self.n, f"must be at most {MAX_N_SEQUENCES}")
+        _require((self.best_of or 1) <= MAX_N_SEQUENCES, "best_of", self.best_of, f"must be at most {MAX_N_SEQUENCES}")
+        # Chained comparisons are false for NaN, so it is refused too.
+        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "must be in [-2, 2]")
+        _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "must be in [-2, 2]")
+        _require(
+            0 < self.repetition_penalty < math.inf,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "must be a finite number greater than zero",
+        )
+        _require(math.isfinite(self.temperature), "temperature", self.temperature, "must be a finite number")
+        _require(self.temperature >= 0, "temperature", self.temperature, "must be non-negative")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
+        _require(self.top_k >= -1, "top_k", self.top_k, "must be 0 or -1 (disable), or at least 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "must be in [0, 1]")
+        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be a finite number")
+        if self.seed is not None:
+            _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "must be in [-2**63, 2**64)")
+        _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must be greater than or equal to 0")
+        for name, least in _LEAST_VALUES.items():
+            value = getattr(self, name)
+            _require(value is None or value >= least, name, value, f"must be at least {least}")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            _require(value is None or value >= -1, name, value, "must be non-negative or -1 (= the full vocabulary)")
+        if self.early_stopping is not True and self.early_stopping is not False:
+            _require(
+                self.early_stopping == "never", "early_stopping", self.early_stopping, 'must be True, False or "never"'
+            )
+        if self.allowed_token_ids is not None:
+            _require(
+                len(self.allowed_token_ids) > 0, "allowed_token_ids", [], "is not None and empty, so no token fits"
+            )
+        if self.logprob_token_ids is not None:
+            _require(
+                len(self.logprob_token_ids) <= MAX_LOGPROB_TOKEN_IDS,
+                "logprob_token_ids",
+                f"{len(self.logprob_token_ids)} ids",
+                f"must have at most {MAX_LOGPROB_TOKEN_IDS} ids",
+            )
+
+    def _check_combinations(self) -> None:
+        if self.max_tokens is not None:
+            _require(
+                self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                self.min_tokens,
+                f"must be less than or equal to max_tokens={self.max_tokens}",
+            )
+        if self.stop and not self.detokenize:
+            raise TacoValidationError(
+                "stop strings are only supported when detokenize is True. Set detokenize=True to use stop.",
+                parameter="stop",
+                value=self.stop,
+            )
+        if self.best_of is not None and self.best_of != self._real_n and self.output_kind is RequestOutputKind.DELTA:
+            raise TacoValidationError(
+                "best_of must equal n to use output_kind=DELTA: the best n are known only at the end.",
+                parameter="best_of",
+                value=self.best_of,
+            )
+        if self.guided_decoding is not None and self.structured_outputs is not None:
+            raise TacoValidationError(
+                "guided_decoding and structured_outputs are two names of one feature; give only one of them.",
+                parameter="structured_outputs",
+                value=self.structured_outputs,
+            )
+        if self.logprob_token_ids is not None and self.logprobs is not None:
+            _require(
+                self.logprobs == len(self.logprob_token_ids),
+                "logprobs",
+                self.logprobs,
+                f"must equal len(logprob_token_ids)={len(self.logprob_token_ids)} when both are set",
+            )
+        if self.prompt_logprob_start is not None and self.prompt_logprob_token_ids is None:
+            raise TacoValidationError(
+                "prompt_logprob_start requires prompt_logprob_token_ids.",
+                parameter="prompt_logprob_start",
+                value=self.prompt_logprob_start,
+            )
+        if self.use_beam_search:
+            with_beams = "when using beam search"
+            _require(self.n > 1, "best_of", self.n, f"must be greater than 1 {with_beams}")
+            _require(self.temperature == 0, "temperature", self.temperature, f"must be 0 {with_beams}")
+            _require(self.top_p == 1, "top_p", self.top_p, f"must be 1 {with_beams}")
+            _require(self.top_k in (-1, 0), "top_k", self.top_k, f"must be -1 {with_beams}")
+            _require(self.min_p == 0, "min_p", self.min_p, f"must be 0 {with_beams}")
+        else:
+            without = "when not using beam search (use_beam_search=True)"
+            _require(self.early_stopping is False, "early_stopping", self.early_stopping, f"must be False {without}")
+            _require(self.length_penalty == 1, "length_penalty", self.length_penalty, f"must be 1.0 {without}")
+
+    def validate_supported(self) -> None:
+        """Raises UnsupportedFeatureError if a field asks for something that this version of taco cannot do."""
+        if self.use_beam_search:
+            self._refuse("use_beam_search", "beam search")
+        if self.guided_decoding is not None:
+            self._refuse("guided_decoding", "guided decoding")
+        if self.structured_outputs is not None:
+            self._refuse("structured_outputs", "guided decoding")
+        if self.watermarking:
+            self._refuse("watermarking", "watermarking")
+        if self.thinking_token_budget is not None:
+            self._refuse("thinking_token_budget", "a token budget for reasoning")
+        if self.routed_experts_prompt_start != 0:
+            self._refuse("routed_experts_prompt_start", "the return of routed experts")
+        if self.trace_decode_token_ids is not None:
+            self._refuse("trace_decode_token_ids", "decoding of given tokens")
+        if self.extra_args:
+            self._refuse("extra_args", "custom batch logits processors")
+
+    def _refuse(self, name: str, feature: str) -> None:
+        raise UnsupportedFeatureError(
+            f"{name} is not supported: this version of taco does not have {feature}. Leave {name} at its default.",
+            parameter=name,
+            value=getattr(self, name),
+        )
+
+    @staticmethod
+    def from_optional(**fields: Any) -> SamplingParams:
+        """Makes parameters from values that may be missing or come from JSON.
+
+        As the constructor, but None stands for the default of n, temperature, top_p, top_k, min_p and the penalties,
+        and the token ids of `logit_bias` may be strings.
+        """
+        for name in _NONE_IS_DEFAULT:
+            if name in fields and fields[name] is None:
+                del fields[name]
+        if isinstance(bias := fields.get("logit_bias"), dict):
+            fields["logit_bias"] = {_int_of_text(token_id): value for token_id, value in bias.items()}
+        return SamplingParams(**fields)
+
+    def update_from_generation_config(
+        self, generation_config: dict[str, Any], model_eos_token_id: int | None = None
+    ) -> None:
+        """Enters the model's end-of-sequence tokens, in place; use it on a clone of the caller's object.
+
+        `model_eos_token_id`, the tokenizer's, becomes `eos_token_id`: it ends the sequence with `stop_reason` None. The
+        others in `generation_config["eos_token_id"]` (an int or a list) become stop token ids, which are reported as
+        `stop_reason`. With `ignore_eos` none of them ends the sequence, but `min_tokens` masks them all.
+        """
+        eos_ids = generation_config.get("eos_token_id")
+        if eos_ids is None:
+            eos_ids = []
+        elif isinstance(eos_ids, int):
+            eos_ids = [eos_ids]
+        secondary = [token_id for token_id in eos_ids if token_id != model_eos_token_id]
+        self._all_stop_token_ids.update(secondary)
+        if model_eos_token_id is not None:
+            self._all_stop_token_ids.add(model_eos_token_id)
+        if self.ignore_eos:
+            self._eos_token_id = None
+        else:
+            self._eos_token_id = model_eos_token_id
+            self.stop_token_ids = list(dict.fromkeys([*(self.stop_token_ids or ()), *secondary]))
+
+    @property
+    def sampling_type(self) -> SamplingType:
+        """Greedy, random with the engine's seed, or random with this request's."""
+        if self.temperature < GREEDY_TEMPERATURE:
+            return SamplingType.GREEDY
+        return SamplingType.RANDOM if self.seed is None else SamplingType.RANDOM_SEED
+
+    @property
+    def all_stop_token_ids(self) -> set[int]:
+        """Every token that can end the sequence; masked while fewer than `min_tokens` are generated."""
+        return self._all_stop_token_ids
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The tokenizer's end of sequence; None before the engine has entered it, and with `ignore_eos`."""
+        return self._eos_token_id
+
+    @property
+    def bad_words_token_ids(self) -> list[list[int]] | None:
+        """`bad_words` as token ids; None before the engine has entered them."""
+        return self._bad_words_token_ids
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives returned for each generated token (-1: the whole vocabulary), or None if none are wanted."""
+        if self.logprobs is not None:
+            return self.logprobs
+        return len(self.logprob_token_ids) if self.logprob_token_ids else None
+
+    def clone(self) -> SamplingParams:
+        """A copy that can be changed freely.
+
+        Lists, sets and dicts are copied one level deep (not at all with `skip_clone`); callables and nested parameter
+        objects are shared.
+        """
+        new = copy.copy(self)
+        if not self.skip_clone:
+            for name in _CONTAINER_FIELDS:
+                value = getattr(self, name)
+                if value is not None:
+                    setattr(new, name, copy.copy(value))
+        return new
+
+    def __eq__(self, other: object) -> bool:
+        # Written out because one field is an array, whose == is not a truth value.
+        if type(other) is not type(self):
+            return NotImplemented
+        for name in self.__struct_fields__:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(ours, np.ndarray) or isinstance(theirs, np.ndarray):
+                if not np.array_equal(ours, theirs):
+                    return False
+            elif ours is not theirs and ours != theirs:
+                return False
+        return True
+
+    def __repr__(self) -> str:
+        shown = list(_REPR_FIELDS)
+        for name, default in _REPR_IF_CHANGED.items():
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray) or value != default:
+                shown.append(name)
+        return f"SamplingParams({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+
+def _int_of_text(token_id: Any) -> Any:
+    """`token_id` as an int if it is the text of one; else unchanged, for the field's own check to report."""
+    try:
+        return int(token_id) if isinstance(token_id, str) else token_id
+    except ValueError:
+        return token_id
+
+
+def _as_processors(value: Any) -> list[Callable[..., Any]]:
+    processors = list(value) if isinstance(value, (list, tuple)) else None
+    if processors is None or not all(map(callable, processors)):
+        raise _type_error("logits_processors", "a list of callables", value)
+    return processors
+
+
+def _as_logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise _type_error("logit_bias", "a dict of token id: bias", value)
+    bad_keys = [key for key in value if isinstance(key, bool) or not isinstance(key, numbers.Integral)]
+    if bad_keys:
+        raise ParameterTypeError(
+            f"logit_bias contains key(s) that cannot be converted to integer token IDs: {bad_keys[:20]}; "
+            "its keys are token ids as int.",
+            parameter="logit_bias",
+            value=bad_keys,
+        )
+    biases = {int(key): _as_number("logit_bias", bias) for key, bias in value.items()}
+    _require(not any(map(math.isnan, biases.values())), "logit_bias", value, "must not contain NaN")
+    return {key: min(MAX_LOGIT_BIAS, max(-MAX_LOGIT_BIAS, bias)) for key, bias in biases.items()}
+
+
+def _as_score_ids(value: Any) -> np.ndarray:
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        ids = np.empty(0)
+    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
+        raise ParameterTypeError(
+            "prompt_logprob_token_ids must be a non-empty integer array of shape [num_rows, num_ids] "
+            "(pad shorter rows with -1).",
+            parameter="prompt_logprob_token_ids",
+            value=value,
+        )
+    ids = ids.astype(np.int64, copy=False)
+    _require(bool((ids >= -1).all()), "prompt_logprob_token_ids", ids.min(), "must be token ids, or -1 as padding")
+    return ids
+
+
+def _check_extra_ints(value: object) -> None:
+    """Integers in extra_args must fit into 64 bits, signed or unsigned, so that they survive serialisation."""
+    if isinstance(value, dict):
+        for element in value.values():
+            _check_extra_ints(element)
+    elif isinstance(value, (list, tuple)):
+        for element in value:
+            _check_extra_ints(element)
+    elif isinstance(value, int):
+        _require(-(2**63) <= value < 2**64, "extra_args", value, "integers must be in [-2**63, 2**64)")
+
+
+_BOOL_FIELDS = (
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+    "flat_logprobs",
+    "skip_clone",
+    "use_beam_search",
+)
+_FLOAT_FIELDS = (
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "temperature",
+    "top_p",
+    "min_p",
+    "length_penalty",
+)
+_INT_FIELDS = ("n", "top_k", "min_tokens", "routed_experts_prompt_start", "no_repeat_ngram_size")
+_OPTIONAL_INT_FIELDS = (
+    "best_of",
+    "_real_n",
+    "seed",
+    "max_tokens",
+    "logprobs",
+    "prompt_logprobs",
+    "truncate_prompt_tokens",
+    "prompt_logprob_start",
+    "stream_interval",
+    "thinking_token_budget",
+)
+_NESTED_FIELDS: dict[str, type] = {
+    "guided_decoding": GuidedDecodingParams,
+    "structured_outputs": StructuredOutputsParams,
+    "repetition_detection": RepetitionDetectionParams,
+}
+_LEAST_VALUES = {
+    "max_tokens": 1,
+    "truncate_prompt_tokens": 1,
+    "stream_interval": 1,
+    "prompt_logprob_start": 0,
+    "thinking_token_budget": 0,
+    "routed_experts_prompt_start": 0,
+    "no_repeat_ngram_size": 0,
+}
+_NONE_IS_DEFAULT = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+_CONTAINER_FIELDS = (
+    "stop",
+    "stop_token_ids",
+    "bad_words",
+    "logits_processors",
+    "_all_stop_token_ids",
+    "logit_bias",
+    "allowed_token_ids",
+    "logprob_token_ids",
+    "extra_args",
+    "_bad_words_token_ids",
+    "trace_decode_token_ids",
+)
+_REPR_FIELDS = (  # those that vLLM 0.6 shows, in its order
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "bad_words",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "max_tokens",
+    "min_tokens",
+    "logprobs",
+    "prompt_logprobs",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "truncate_prompt_tokens",
+    "guided_decoding",
+)
+_REPR_IF_CHANGED = {
+    name: getattr(SamplingParams, name)
+    for name in SamplingParams.__struct_fields__
+    if not name.startswith("_") and name not in (*_REPR_FIELDS, "output_text_buffer_length")
+}
+
+
+@dataclass
+class BeamSearchParams(_WithStructFields):
+    """Parameters of `LLM.beam_search`.
+
+    Args:
+        beam_width: sequences kept at each step and returned, 1 to 16384.
+        max_tokens: most tokens generated, >= 1.
+        ignore_eos: sequences go on after the end-of-sequence token.
+        temperature: divides the logits, >= 0; 0 counts as 1.
+        length_penalty: a sequence's score is its log-probability over its length to this power.
+        include_stop_str_in_output: keep the stop text.
+        structured_outputs: constraint on the generated text.
+        skip_special_tokens: leave special tokens out of the text.
+        watermarking: marks the generated text.
+        allowed_token_ids: only these tokens.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
+    skip_special_tokens: bool = True
+    watermarking: bool | None = None
+    allowed_token_ids: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.beam_width = _as_int("beam_width", self.beam_width)
+        _require(
+            1 <= self.beam_width <= MAX_N_SEQUENCES,
+            "beam_width",
+            self.beam_width,
+            f"must be at least 1 and at most {MAX_N_SEQUENCES}",
+        )
+        self.max_tokens = _as_int("max_tokens", self.max_tokens)
+        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
+        self.temperature = _as_number("temperature", self.temperature)
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "must be finite and non-negative")
+        self.length_penalty = _as_number("length_penalty", self.length_penalty)
+        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be a finite number")
+        if self.allowed_token_ids is not None:
+            self.allowed_token_ids = _as_token_ids("allowed_token_ids", self.allowed_token_ids)

@@ -1,0 +1,274 @@
+"""Runs step plans on one device: builds the batch, runs the model, draws tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from taco.kernels.metadata import AttentionMetadata, Workspace
+from taco.plan import LogprobRows, NewRow, StepPlan, StepResult
+from taco.worker.sampler import Sampler, SamplerOutput
+
+if TYPE_CHECKING:
+    from taco.models.base import CausalLM
+    from taco.worker.kv_cache import KVCache
+
+
+class _Row:
+    """A request on the device side. Its identity tells a row from a later one with the same number."""
+
+    __slots__ = ("num_prompt_tokens", "prompt_logprobs_from", "token_ids")
+
+    def __init__(self, new: NewRow) -> None:
+        self.token_ids = new.token_ids
+        self.num_prompt_tokens = new.num_prompt_tokens
+        params = new.params
+        wanted = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
+        # Index of the first prompt token whose log-probabilities are wanted; the first token of all has none.
+        self.prompt_logprobs_from = max(1, params.prompt_logprob_start or 0) if wanted else None
+
+
+@dataclass
+class PendingStep:
+    """A submitted step whose tokens may still be on their way to the host."""
+
+    plan: StepPlan
+    rows: list[_Row]  # of the plan's samples
+    outputs: list[tuple[int, SamplerOutput]]  # index of a slice's first sample, and its tokens
+    token_ids: torch.Tensor  # int64 [samples], on the host once `ready`
+    ready: torch.cuda.Event | None
+    prompt_logprobs: dict[int, tuple[int, LogprobRows]]
+    result: StepResult | None = None
+
+
+class ModelRunner:
+    """Owns the rows of the batch: block tables, progress and tokens; knows nothing of requests that wait.
+
+    Args:
+        model: a finalised model.
+        kv_cache: its cache.
+        sampler: draws tokens; its rows are this runner's.
+        max_num_rows, max_model_len, block_size: sizes of the tables.
+        logits_rows: rows of logits computed at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: CausalLM,
+        kv_cache: KVCache,
+        sampler: Sampler,
+        device: torch.device,
+        max_num_rows: int,
+        max_model_len: int,
+        block_size: int,
+        logits_rows: int,
+    ) -> None:
+        self.model = model
+        self.kv_cache = kv_cache
+        self.sampler = sampler
+        self.device = device
+        self.block_size = block_size
+        self.logits_rows = logits_rows
+        self.workspace = Workspace(device)
+        self._rows: list[_Row | None] = [None] * max_num_rows
+        self._tables = np.zeros((max_num_rows, -(-max_model_len // block_size) + 1), np.int32)
+        self._num_blocks = np.zeros(max_num_rows, np.int64)
+        self._num_computed = np.zeros(max_num_rows, np.int64)
+        self._last_tokens = torch.zeros(max_num_rows, dtype=torch.int64, device=device)
+        self._pending: list[PendingStep] = []
+
+    # One step
+
+    @torch.inference_mode()
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Starts a step; on a CPU it is done on return."""
+        self._apply_changes(plan)
+        if not plan.rows:
+            return PendingStep(plan, [], [], torch.empty(0, dtype=torch.int64), None, {})
+        rows = np.array(plan.rows)
+        counts = np.array(plan.num_tokens)
+        if any(map(self.sampler.needs_host_tokens, plan.rows)):
+            self._finish_pending()
+        input_ids, positions, meta = self._make_batch(rows, counts)
+        hidden = self.model(input_ids, positions, self.kv_cache.layers, meta)
+        prompt_logprobs = self._prompt_logprobs(plan, rows, counts, meta, hidden)
+        pending = self._draw(plan, meta, hidden, prompt_logprobs)
+        self._num_computed[rows] += counts
+        self._pending.append(pending)
+        return pending
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        """Waits for a step and returns what it produced; steps are collected in the order they were submitted."""
+        if pending.result is None:
+            if pending.ready is not None:
+                pending.ready.synchronize()
+            token_ids = [[token] for token in pending.token_ids.tolist()]
+            result = StepResult(pending.plan.step_id, token_ids, prompt_logprobs=pending.prompt_logprobs)
+            samples = pending.plan.samples
+            for first, output in pending.outputs:
+                for index, rows in output.logprob_rows().items():
+                    result.logprobs[first + index] = rows
+                for index, message in output.errors.items():
+                    result.errors[samples[first + index]] = message
+            alive = []
+            for index, row in enumerate(pending.rows):
+                number = pending.plan.rows[samples[index]]
+                if self._rows[number] is row:
+                    row.token_ids += token_ids[index]
+                    alive.append((number, token_ids[index]))
+            if alive:
+                self.sampler.append([number for number, _ in alive], [tokens for _, tokens in alive])
+            pending.result = result
+        if pending in self._pending:
+            self._pending.remove(pending)
+        return pending.result
+
+    def _finish_pending(self) -> None:
+        """Brings the tokens of all steps in flight to the host."""
+        for pending in list(self._pending):
+            self.collect(pending)
+
+    # Rows
+
+    def reset(self) -> None:
+        """Forgets every row and step, after a step has failed."""
+        self._pending.clear()
+        self._apply_changes(StepPlan(-1, removed_rows=list(range(len(self._rows)))))
+
+    def _apply_changes(self, plan: StepPlan) -> None:
+        for row in plan.removed_rows:
+            if self._rows[row] is not None:
+                self._rows[row] = None
+                self.sampler.remove(row)
+        if plan.cleared_blocks:
+            self.kv_cache.clear(plan.cleared_blocks)
+        if plan.swap_out:
+            self.kv_cache.swap_out(plan.swap_out)
+        if plan.copies:
+            self.kv_cache.copy(plan.copies)
+        if plan.swap_in:
+            self.kv_cache.swap_in(plan.swap_in)
+        for new in plan.new_rows:
+            self._rows[new.row] = _Row(new)
+            self._num_computed[new.row] = new.num_computed_tokens
+            self._num_blocks[new.row] = 0
+            self._extend_table(new.row, new.block_ids)
+            self.sampler.add(new)
+        for row, block_ids in plan.new_block_ids:
+            self._extend_table(row, block_ids)
+
+    def _extend_table(self, row: int, block_ids: Sequence[int]) -> None:
+        start = self._num_blocks[row]
+        self._tables[row, start : start + len(block_ids)] = block_ids
+        self._num_blocks[row] = start + len(block_ids)
+
+    # The batch
+
+    def _make_batch(self, rows: np.ndarray, counts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, AttentionMetadata]:
+        computed = self._num_computed[rows]
+        query_start = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
+        num_decode_rows = int(np.count_nonzero(counts == 1))
+        seq_lens = (computed + counts).astype(np.int32)
+        # Positions of a row count up from what is computed.
+        positions = np.arange(query_start[-1]) + np.repeat(computed - query_start[:-1], counts)
+        row_of_token = np.repeat(rows, counts)
+        slots = self._tables[row_of_token, positions // self.block_size].astype(np.int64) * self.block_size
+        slots += positions % self.block_size
+        width = -(-int(seq_lens.max()) // self.block_size)
+        tables = self._tables[rows, :width]
+        # What lies behind a row's own blocks is from earlier owners.
+        tables[np.arange(width) >= self._num_blocks[rows, None]] = 0
+
+        input_ids = np.empty(len(positions), np.int64)
+        unknown: list[int] = []
+        for index, (number, start, count) in enumerate(zip(rows.tolist(), computed.tolist(), counts.tolist(), strict=True)):
+            tokens = self._rows[number].token_ids  # type: ignore[union-attr]
+            offset = query_start[index]
+            if start + count <= len(tokens):
+                input_ids[offset : offset + count] = tokens[start] if count == 1 else tokens[start : start + count]
+            else:  # the token was drawn by a step in flight and is still on the device alone
+                assert count == 1 and start == len(tokens)
+                unknown.append(index)
+        ids = torch.from_numpy(input_ids).to(self.device)
+        if unknown:
+            index = torch.tensor(unknown, device=self.device)
+            ids[index] = self._last_tokens[torch.from_numpy(rows).to(self.device)[index]]
+        meta = AttentionMetadata(
+            query_start=torch.from_numpy(query_start).to(self.device),
+            seq_lens=torch.from_numpy(seq_lens).to(self.device),
+            block_tables=torch.from_numpy(tables).to(self.device),
+            slot_mapping=torch.from_numpy(slots).to(self.device),
+            query_start_cpu=query_start,
+            seq_lens_cpu=seq_lens,
+            num_decode_rows=num_decode_rows,
+            block_size=self.block_size,
+            workspace=self.workspace,
+        )
+        return ids, torch.from_numpy(positions).to(self.device), meta
+
+    # Logits and tokens
+
+    def _draw(
+        self,
+        plan: StepPlan,
+        meta: AttentionMetadata,
+        hidden: torch.Tensor,
+        prompt_logprobs: dict[int, tuple[int, LogprobRows]],
+    ) -> PendingStep:
+        if not plan.samples:
+            return PendingStep(plan, [], [], torch.empty(0, dtype=torch.int64), None, prompt_logprobs)
+        last = torch.from_numpy(meta.query_start_cpu[1:][plan.samples].astype(np.int64) - 1).to(self.device)
+        wanted = hidden if len(last) == len(hidden) else hidden.index_select(0, last)
+        numbers = [plan.rows[position] for position in plan.samples]
+        outputs = []
+        for first in range(0, len(numbers), self.logits_rows):
+            part = slice(first, first + self.logits_rows)
+            outputs.append((first, self.sampler.sample(numbers[part], self.model.compute_logits(wanted[part]))))
+        token_ids = outputs[0][1].token_ids if len(outputs) == 1 else torch.cat([out.token_ids for _, out in outputs])
+        self._last_tokens[torch.tensor(numbers, device=self.device)] = token_ids
+        ready = None
+        if self.device.type == "cuda":
+            token_ids = token_ids.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        rows = [row for number in numbers if (row := self._rows[number]) is not None]
+        return PendingStep(plan, rows, outputs, token_ids, ready, prompt_logprobs)
+
+    def _prompt_logprobs(
+        self, plan: StepPlan, rows: np.ndarray, counts: np.ndarray, meta: AttentionMetadata, hidden: torch.Tensor
+    ) -> dict[int, tuple[int, LogprobRows]]:
+        """Log-probabilities of the prompt tokens that follow this step's tokens, in slices of `logits_rows`."""
+        found: dict[int, tuple[int, LogprobRows]] = {}
+        for index, number in enumerate(plan.rows):
+            row = self._rows[number]
+            assert row is not None
+            computed = int(self._num_computed[number])
+            if row.prompt_logprobs_from is None or computed >= row.num_prompt_tokens - 1:
+                continue
+            # Position p gives the logits of token p + 1.
+            start = max(computed, row.prompt_logprobs_from - 1)
+            stop = min(computed + int(counts[index]), row.num_prompt_tokens - 1)
+            if start >= stop:
+                continue
+            first = int(meta.query_start_cpu[index]) + start - computed
+            parts = []
+            for low in range(start, stop, self.logits_rows):
+                high = min(low + self.logits_rows, stop)
+                logits = self.model.compute_logits(hidden[first + low - start : first + high - start])
+                parts.append(self.sampler.prompt_logprobs(number, logits, row.token_ids[low + 1 : high + 1]))
+            found[index] = (start + 1, parts[0] if len(parts) == 1 else _concatenate(parts))
+        return found
+
+
+def _concatenate(parts: Sequence[LogprobRows]) -> LogprobRows:
+    return LogprobRows(
+        np.concatenate([part.token_ids for part in parts]),
+        np.concatenate([part.logprobs for part in parts]),
+        np.concatenate([part.ranks for part in parts]),
+    )
