@@ -24,14 +24,17 @@ class BlockPool:
 
     A block is *free* when nobody refers to it. A free block may still be *cached*: its content can be found through
     the prefix index until the block is handed out again. Blank blocks are handed out first, then cached ones, least
-    recently used first.
+    recently used first. Blocks that were never used come last of the blank ones, and after cached ones too where more
+    than `max_idle_cached` of those are idle: on a CPU their memory is not taken before it is first written.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, max_idle_cached: int | None = None) -> None:
         assert num_blocks >= 2, "block 0 is reserved, so a pool has at least two"
         self.num_blocks = num_blocks
+        self._max_idle_cached = num_blocks if max_idle_cached is None else max_idle_cached
         self._num_refs = [0] * num_blocks
-        self._blank = list(range(num_blocks - 1, NULL_BLOCK, -1))
+        self._blank: list[int] = []
+        self._first_unused = NULL_BLOCK + 1
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._by_hash: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
@@ -41,7 +44,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        return len(self._blank) + len(self._cached)
+        return len(self._blank) + len(self._cached) + self.num_blocks - self._first_unused
 
     def num_refs(self, block: int) -> int:
         return self._num_refs[block]
@@ -53,6 +56,9 @@ class BlockPool:
         for _ in range(count):
             if self._blank:
                 block = self._blank.pop()
+            elif self._first_unused < self.num_blocks and len(self._cached) <= self._max_idle_cached:
+                block = self._first_unused
+                self._first_unused += 1
             else:
                 block, _ = self._cached.popitem(last=False)
                 self.forget(block)
@@ -131,7 +137,7 @@ class BlockPool:
         for block in references:
             counted[block] += 1
         assert counted == self._num_refs, "reference counts differ from the references held"
-        free = [*self._blank, *self._cached]
+        free = [*self._blank, *self._cached, *range(self._first_unused, self.num_blocks)]
         assert len(free) == len(set(free)), "a block is free twice"
         assert NULL_BLOCK not in free
         assert set(free) == {b for b in range(1, self.num_blocks) if counted[b] == 0}, "free lists and counts differ"
@@ -194,14 +200,21 @@ class BlockManager:
         num_host_blocks: blocks of swap space.
         block_size: tokens a block.
         enable_prefix_caching: look for and offer shared prefixes.
+        max_idle_cached: see `BlockPool`.
     """
 
     def __init__(
-        self, *, num_blocks: int, num_host_blocks: int, block_size: int, enable_prefix_caching: bool = True
+        self,
+        *,
+        num_blocks: int,
+        num_host_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        max_idle_cached: int | None = None,
     ) -> None:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, max_idle_cached)
         self.host = HostPool(num_host_blocks)
         self._fresh: set[int] = set()  # entered by the step being planned
         self._copy_sources: list[int] = []  # referenced until the next step is planned

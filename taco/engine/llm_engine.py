@@ -58,6 +58,7 @@ class LLMEngine:
                     num_host_blocks=executor.num_host_blocks,
                     block_size=config.cache_config.block_size,
                     enable_prefix_caching=config.cache_config.enable_prefix_caching,
+                    max_idle_cached=executor.max_idle_cached_blocks,
                 ),
             )
             self.input_processor = InputProcessor(config, self.tokenizer)

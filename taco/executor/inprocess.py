@@ -11,8 +11,7 @@ from taco.worker.worker import Worker
 class InProcessExecutor:
     """One worker on one device. A step may be submitted before the previous one has been collected.
 
-    Loading happens in the constructor; `num_device_blocks` and `num_host_blocks` are then known, and `start` makes the KV
-    cache.
+    Loading happens in the constructor; the numbers of blocks are then known, and `start` makes the KV cache.
     """
 
     def __init__(self, config: TacoConfig) -> None:
@@ -20,6 +19,7 @@ class InProcessExecutor:
         self.worker.load_model()
         self.num_device_blocks = self.worker.num_device_blocks()
         self.num_host_blocks = self.worker.num_host_blocks()
+        self.max_idle_cached_blocks = self.worker.max_idle_cached_blocks()
 
     def start(self) -> None:
         """Takes the memory of the KV cache."""

@@ -42,12 +42,8 @@ class KVCache:
         for _ in range(num_layers):
             pair = []
             for _ in range(2):
-                if device.type == "cpu":
-                    tensor = lazy_zeros(shape, dtype)
-                    tensor.zero_()  # take the pages now: the account must not fail in the middle of a job
-                else:
-                    tensor = torch.zeros(shape, dtype=dtype, device=device)
-                pair.append(tensor)
+                on_cpu = device.type == "cpu"
+                pair.append(lazy_zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device))
             self.layers.append((pair[0], pair[1]))
 
     @staticmethod

@@ -13,6 +13,7 @@ from taco.worker.kv_cache import KVCache
 
 GIB = 1 << 30
 DEFAULT_CPU_KV_BYTES = 4 * GIB
+CPU_IDLE_PREFIX_BYTES = GIB // 2  # cached prefixes that nobody uses, kept as long as there is unused memory
 LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # logits of one slice of rows, float32
 
 

@@ -77,6 +77,12 @@ class Worker:
         """Blocks that fit the swap space."""
         return self.config.cache_config.swap_space_bytes // memory.geometry(self.config, self.model).block_bytes
 
+    def max_idle_cached_blocks(self) -> int | None:
+        """How many idle blocks of cached prefixes may make the process grow; None where all memory is taken anyway."""
+        if self.device.type != "cpu":
+            return None
+        return memory.CPU_IDLE_PREFIX_BYTES // memory.geometry(self.config, self.model).block_bytes
+
     @torch.inference_mode()
     def _profile_cuda(self) -> int:
         """Bytes that `gpu_memory_utilization` leaves for the KV cache, after a step of the largest size has been run."""

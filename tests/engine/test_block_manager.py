@@ -34,6 +34,20 @@ def test_the_null_block_is_never_handed_out():
     assert pool.num_free == 0
 
 
+def test_unused_blocks_are_spared_once_enough_cached_ones_are_idle():
+    manager = BlockManager(num_blocks=50, num_host_blocks=0, block_size=4, max_idle_cached=3)
+    used = set()
+    for i in range(20):
+        request = make_request(str(i), [i] * 4, 1)
+        manager.begin_step()
+        compute(manager, request, 4)
+        used |= set(request.block_ids)
+        manager.free(request)
+    assert len(used) == 4
+    assert manager.pool.num_free == 49
+    assert len(manager.pool.allocate(49)) == 49
+
+
 def test_freeing_twice_is_an_error():
     pool = BlockPool(5)
     blocks = pool.allocate(1)

@@ -1,0 +1,512 @@
+"""From new tokens to `RequestOutput`: text, stop strings, log-probabilities, and what is due when.
+
+Stop strings are found here, as they need text; the engine then ends the request in the scheduler. Whatever nobody can
+see before the end (text without stop strings, log-probabilities) is made at the end, in one go.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taco.config import TacoConfig
+from taco.engine.detokenizer import Detokenizer, TextStream, make_detokenizer
+from taco.engine.input_processor import ProcessedRequest
+from taco.engine.parallel_sampling import best
+from taco.errors import TacoValidationError
+from taco.logprobs import FlatLogprobs, Logprob, PromptLogprobs, SampleLogprobs
+from taco.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from taco.request import FINISH_REASONS, Request, RequestStatus, RequestUpdate
+from taco.sampling_params import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from taco.plan import LogprobRows
+
+
+@dataclass(slots=True)
+class ProcessedOutputs:
+    """What one step means to callers.
+
+    Args:
+        outputs: to hand out, by the order of their requests' updates.
+        stopped: requests that met a stop string, and which; the scheduler is to end them.
+    """
+
+    outputs: list[RequestOutput] = field(default_factory=list)
+    stopped: list[tuple[Request, str]] = field(default_factory=list)
+
+
+class _LogprobTable:
+    """Rows of `LogprobRows` as Python lists: one conversion for all of them."""
+
+    __slots__ = ("logprobs", "ranks", "token_ids")
+
+    def __init__(self, parts: list[LogprobRows]) -> None:
+        self.token_ids: list[list[int]] = []
+        self.logprobs: list[list[float]] = []
+        self.ranks: list[int] = []
+        for part in parts:
+            self.token_ids += part.token_ids.tolist()
+            self.logprobs += part.logprobs.tolist()
+            self.ranks += part.ranks.tolist()
+
+
+class _Sequence:
+    """One sequence of a request: a completion in the making."""
+
+    def __init__(self, request: Request, index: int, parent: _Parent, waits: bool) -> None:
+        self.request = request
+        self.index = index
+        self.parent = parent
+        # Nothing but the end matters, so tokens stay in the request and log-probabilities in their arrays until then.
+        self.waits = waits
+        self.stream: TextStream | None = None
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.logprob_parts: list[LogprobRows] = []
+        self.logprobs: SampleLogprobs | None = None
+        self.cumulative_logprob: float | None = None
+        if request.params.num_logprobs is not None:
+            self.logprobs = FlatLogprobs() if request.params.flat_logprobs else []
+            self.cumulative_logprob = 0.0
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.first_token_time = 0.0
+        self.last_token_time = 0.0
+        self.num_tokens_shown = 0  # by the last output handed out
+        self.num_chars_shown = 0
+
+    @property
+    def score(self) -> float:
+        assert self.cumulative_logprob is not None
+        return self.cumulative_logprob
+
+
+class _Parent:
+    """One request of the caller."""
+
+    def __init__(self, processed: ProcessedRequest) -> None:
+        self.processed = processed
+        self.params = processed.params
+        self.streams = processed.params.output_kind is not RequestOutputKind.FINAL_ONLY
+        self.sequences: list[_Sequence] = []
+        self.num_unfinished = len(processed.children)
+        self.prompt_logprob_parts: list[LogprobRows] = []
+        self.num_prompt_logprobs = 0
+        self.prompt_logprobs: PromptLogprobs | None = None
+        self.prompt_token_id_logprobs: np.ndarray | None = None
+        self.error: str | None = None
+
+
+class OutputProcessor:
+    """Keeps the unfinished requests and turns updates into outputs.
+
+    Args:
+        config: of the engine.
+        tokenizer: a Hugging Face tokenizer; None makes outputs without text.
+    """
+
+    def __init__(self, config: TacoConfig, tokenizer: Any) -> None:
+        self._behaviour = config.behaviour
+        self._detokenizer: Detokenizer | None = None if tokenizer is None else make_detokenizer(tokenizer)
+        self._parents: dict[str, _Parent] = {}
+        self._sequences: dict[str, _Sequence] = {}
+        self._ready: dict[str, RequestOutput] = {}  # of requests that were finished when they came
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests whose last output has not been handed out."""
+        return len(self._parents) + len(self._ready)
+
+    def child_ids(self, request_id: str) -> list[str]:
+        """Ids of the sequences of an unfinished request; none for other ids."""
+        parent = self._parents.get(request_id)
+        return [] if parent is None else [sequence.request.request_id for sequence in parent.sequences]
+
+    def add(self, processed: ProcessedRequest) -> None:
+        """Enters a request.
+
+        Raises:
+            TacoValidationError: its id is in use by an unfinished request.
+        """
+        request_id = processed.request_id
+        ids = {request_id, *(child.request_id for child in processed.children)}
+        if not ids.isdisjoint(self._parents) or not ids.isdisjoint(self._sequences) or request_id in self._ready:
+            raise TacoValidationError(
+                f"request_id {request_id!r} is in use by an unfinished request; choose another one.",
+                parameter="request_id",
+                value=request_id,
+            )
+        if processed.finished is not None:
+            self._ready[request_id] = processed.finished
+            return
+        parent = _Parent(processed)
+        params = processed.params
+        waits = not parent.streams and not params.stop
+        for index, child in enumerate(processed.children):
+            sequence = _Sequence(child, index, parent, waits)
+            if not waits:
+                sequence.stream = self._stream(processed.prompt_token_ids, params)
+            parent.sequences.append(sequence)
+            self._sequences[child.request_id] = sequence
+        self._parents[request_id] = parent
+
+    def process(self, updates: list[RequestUpdate]) -> ProcessedOutputs:
+        """Takes what one step did; requests that finish are forgotten."""
+        processed = ProcessedOutputs()
+        if self._ready:
+            processed.outputs += self._ready.values()
+            self._ready.clear()
+        if not updates:
+            return processed
+        now = time.time()
+        changed: dict[str, tuple[_Parent, list[_Sequence]]] = {}
+        for update in updates:
+            request = update.request
+            sequence = self._sequences.get(request.request_id)
+            if sequence is None or sequence.finish_reason is not None:
+                continue  # ended by a stop string; a step in flight still computed it
+            parent = sequence.parent
+            if update.prompt_logprobs is not None:
+                parent.prompt_logprob_parts.append(update.prompt_logprobs)
+                parent.num_prompt_logprobs += len(update.prompt_logprobs.ranks)
+            finished = request.status.is_finished
+            if update.new_token_ids:
+                sequence.last_token_time = now
+                if not sequence.first_token_time:
+                    sequence.first_token_time = now
+                if sequence.waits:
+                    if update.logprobs is not None:
+                        sequence.logprob_parts.append(update.logprobs)
+                    if not finished:
+                        continue
+            elif request.status != RequestStatus.FINISHED_ERROR:
+                continue  # a part of the prompt; if the request has finished, its last tokens are in a later update
+            stop = self._advance(sequence, update, finished)
+            if stop is not None:
+                if not finished:
+                    processed.stopped.append((request, stop))
+                self._finish(sequence, "stop", stop)
+            elif finished:
+                self._finish(sequence, FINISH_REASONS[request.status], request.stop_reason)
+                if request.status == RequestStatus.FINISHED_ERROR:
+                    parent.error = request.error
+            if sequence.finish_reason is not None or (parent.streams and self._is_due(sequence)):
+                changed.setdefault(parent.processed.request_id, (parent, []))[1].append(sequence)
+        for parent, sequences in changed.values():
+            finished = parent.num_unfinished == 0
+            if finished or parent.streams:
+                processed.outputs.append(self._output(parent, sequences, now))
+            if finished:
+                self._forget(parent)
+        return processed
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """Ends a request at once.
+
+        Args:
+            request_id: its id, or that of one of its sequences.
+
+        Returns:
+            Its output so far, with finish_reason "abort" where it was not finished; None for an unknown id.
+        """
+        if (ready := self._ready.pop(request_id, None)) is not None:
+            return ready
+        parent = self._parents.get(request_id)
+        if parent is None:
+            sequence = self._sequences.get(request_id)
+            if sequence is None:
+                return None
+            parent = sequence.parent
+        for sequence in parent.sequences:
+            if sequence.finish_reason is None:
+                if sequence.waits:
+                    self._catch_up(sequence, hides_last=False)
+                self._finish(sequence, "abort", None)
+        output = self._output(parent, parent.sequences, time.time())
+        self._forget(parent)
+        return output
+
+    # One sequence
+
+    def _advance(self, sequence: _Sequence, update: RequestUpdate, finished: bool) -> str | None:
+        """Takes the new tokens of a sequence, or all of one that waited; returns the stop string that they complete."""
+        request = sequence.request
+        # The text of the token that ended the sequence is not part of the output.
+        ended_by_token = finished and request.status == RequestStatus.FINISHED_STOPPED
+        hides_last = ended_by_token and not request.params.include_stop_str_in_output
+        if sequence.waits:
+            self._catch_up(sequence, hides_last)
+            return None
+        parts = [] if update.logprobs is None else [update.logprobs]
+        return self._take(sequence, update.new_token_ids, parts, hides_last)
+
+    def _catch_up(self, sequence: _Sequence, hides_last: bool) -> None:
+        token_ids = sequence.request.output_token_ids
+        prompt_token_ids = sequence.parent.processed.prompt_token_ids
+        params = sequence.request.params
+        if sequence.logprobs is None:
+            sequence.token_ids = token_ids
+            if self._detokenizer is not None and params.detokenize:
+                shown = token_ids[:-1] if hides_last else token_ids
+                sequence.text = self._detokenizer.decode(
+                    prompt_token_ids,
+                    shown,
+                    skip_special_tokens=params.skip_special_tokens,
+                    spaces_between_special_tokens=params.spaces_between_special_tokens,
+                )
+        else:
+            # A step that failed may have left tokens without them.
+            token_ids = token_ids[: sum(len(part.ranks) for part in sequence.logprob_parts)]
+            # The texts of the alternatives need the text up to their position.
+            sequence.stream = self._stream(prompt_token_ids, params)
+            self._take(sequence, token_ids, sequence.logprob_parts, hides_last)
+            sequence.stream = None
+            sequence.logprob_parts = []
+
+    def _take(
+        self, sequence: _Sequence, token_ids: list[int], parts: list[LogprobRows], hides_last: bool
+    ) -> str | None:
+        """Appends tokens one by one, up to one that completes a stop string, which is returned."""
+        params = sequence.request.params
+        assert isinstance(params.stop, list)
+        stream = sequence.stream
+        table = None if sequence.logprobs is None else _LogprobTable(parts)
+        num_shown = len(token_ids) - hides_last
+        for i, token_id in enumerate(token_ids):
+            sequence.token_ids.append(token_id)
+            if table is not None:
+                self._add_logprobs(sequence, table, i)
+            if stream is None or i >= num_shown:
+                continue
+            piece = stream.append(token_id)
+            if not piece:
+                continue
+            sequence.text += piece
+            if params.stop and len(sequence.token_ids) >= params.min_tokens:
+                found = find_stop(sequence.text, len(piece), params.stop, self._behaviour.stop_string_order)
+                if found is not None:
+                    stop, start = found
+                    end = start + len(stop) if params.include_stop_str_in_output else start
+                    sequence.text = sequence.text[:end]
+                    return stop
+        return None
+
+    def _finish(self, sequence: _Sequence, reason: str, stop_reason: int | str | None) -> None:
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+        sequence.parent.num_unfinished -= 1
+
+    def _is_due(self, sequence: _Sequence) -> bool:
+        """Whether a streaming request wants to see the new tokens of an unfinished sequence now."""
+        num_tokens = len(sequence.token_ids)
+        interval = sequence.request.params.stream_interval or 1
+        return sequence.num_tokens_shown == 0 or num_tokens - sequence.num_tokens_shown >= interval
+
+    def _forget(self, parent: _Parent) -> None:
+        del self._parents[parent.processed.request_id]
+        for sequence in parent.sequences:
+            del self._sequences[sequence.request.request_id]
+        parent.sequences = []  # no cycle of references stays behind
+
+    def _stream(self, prompt_token_ids: list[int], params: SamplingParams) -> TextStream | None:
+        if self._detokenizer is None or not params.detokenize:
+            return None
+        return self._detokenizer.stream(
+            prompt_token_ids,
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
+
+    # Log-probabilities
+
+    def _add_logprobs(self, sequence: _Sequence, table: _LogprobTable, row: int) -> None:
+        params = sequence.request.params
+        assert sequence.logprobs is not None and sequence.cumulative_logprob is not None
+        sequence.cumulative_logprob += table.logprobs[row][0]
+        append_position(
+            sequence.logprobs,
+            table.token_ids[row],
+            table.logprobs[row],
+            table.ranks[row],
+            self._token_texts(sequence.stream, table.token_ids[row], params),
+            others_are_ranked=params.logprob_token_ids is None,
+        )
+
+    def _token_texts(
+        self, stream: TextStream | None, token_ids: list[int], params: SamplingParams
+    ) -> list[str] | repeat[None]:
+        """What each candidate for the next position would add to the text, or reads like."""
+        if stream is None:
+            return repeat(None)
+        skip = self._behaviour.decoded_token_in_context and params.skip_special_tokens
+        return [stream.preview(token_id, skip) for token_id in token_ids if token_id >= 0]
+
+    def _finish_prompt_logprobs(self, parent: _Parent) -> None:
+        """Makes the prompt's log-probabilities from their parts, once all of them are there."""
+        params = parent.params
+        prompt = parent.processed.prompt_token_ids
+        start = max(1, params.prompt_logprob_start or 0)
+        if parent.num_prompt_logprobs < len(prompt) - start:
+            return
+        table = _LogprobTable(parent.prompt_logprob_parts)
+        parent.prompt_logprob_parts = []
+        logprobs: PromptLogprobs = FlatLogprobs() if params.flat_logprobs else []
+        stream = self._stream([], params)
+        for position, token_id in enumerate(prompt):
+            if position < start:
+                logprobs.append(None)
+            else:
+                row = position - start
+                texts = self._token_texts(stream, table.token_ids[row], params)
+                append_position(logprobs, table.token_ids[row], table.logprobs[row], table.ranks[row], texts)
+            if stream is not None:
+                stream.append(token_id)
+        parent.prompt_logprobs = logprobs
+
+    # Outputs
+
+    def _output(self, parent: _Parent, changed: list[_Sequence], now: float) -> RequestOutput:
+        processed = parent.processed
+        params = parent.params
+        if params.prompt_logprobs is not None and parent.prompt_logprobs is None:
+            self._finish_prompt_logprobs(parent)
+        if params.output_kind is RequestOutputKind.DELTA:
+            completions = [self._delta(sequence) for sequence in changed]
+        else:
+            completions = [self._whole(sequence) for sequence in self._chosen(parent)]
+            if processed.num_returned < len(parent.sequences):
+                for rank, completion in enumerate(completions):
+                    completion.index = rank
+        return RequestOutput(
+            processed.request_id,
+            processed.prompt,
+            processed.prompt_token_ids,
+            parent.prompt_logprobs,
+            completions,
+            parent.num_unfinished == 0,
+            _metrics(parent, now),
+            lora_request=processed.lora_request,  # type: ignore[arg-type]
+            num_cached_tokens=max(0, parent.sequences[0].request.num_cached_tokens),
+            prompt_token_id_logprobs=parent.prompt_token_id_logprobs,
+            error=parent.error,
+        )
+
+    def _chosen(self, parent: _Parent) -> list[_Sequence]:
+        return best(parent.sequences, parent.processed.num_returned, lambda sequence: sequence.score)
+
+    def _num_chars_ready(self, sequence: _Sequence) -> int:
+        """How much text can be shown: the last characters may become part of a stop string."""
+        if sequence.finish_reason is not None:
+            return len(sequence.text)
+        return max(0, len(sequence.text) - sequence.request.params.output_text_buffer_length)
+
+    def _whole(self, sequence: _Sequence) -> CompletionOutput:
+        finished = sequence.finish_reason is not None
+        sequence.num_tokens_shown = len(sequence.token_ids)
+        hidden = sequence.parent.processed.hides_logprobs
+        logprobs = None if hidden else sequence.logprobs
+        return CompletionOutput(
+            index=sequence.index,
+            text=sequence.text[: self._num_chars_ready(sequence)],
+            token_ids=sequence.token_ids if finished else sequence.token_ids.copy(),
+            cumulative_logprob=None if hidden else sequence.cumulative_logprob,
+            logprobs=logprobs if finished or logprobs is None else logprobs[:],
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+            lora_request=sequence.parent.processed.lora_request,  # type: ignore[arg-type]
+        )
+
+    def _delta(self, sequence: _Sequence) -> CompletionOutput:
+        first_token, first_char = sequence.num_tokens_shown, sequence.num_chars_shown
+        sequence.num_tokens_shown = len(sequence.token_ids)
+        sequence.num_chars_shown = self._num_chars_ready(sequence)
+        return CompletionOutput(
+            index=sequence.index,
+            text=sequence.text[first_char : sequence.num_chars_shown],
+            token_ids=sequence.token_ids[first_token:],
+            cumulative_logprob=sequence.cumulative_logprob,
+            logprobs=None if sequence.logprobs is None else sequence.logprobs[first_token:],
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+            lora_request=sequence.parent.processed.lora_request,  # type: ignore[arg-type]
+        )
+
+
+def find_stop(text: str, num_new: int, stops: list[str], order: str) -> tuple[str, int] | None:
+    """Finds a stop string that ends in the last `num_new` characters of a text.
+
+    Args:
+        order: of several, the first in the "list", or the one whose end comes "earliest".
+
+    Returns:
+        The stop string and where it begins, or None.
+    """
+    found: tuple[str, int] | None = None
+    for stop in stops:
+        start = text.find(stop, max(0, len(text) - num_new - len(stop) + 1))
+        if start < 0:
+            continue
+        if order == "list":
+            return stop, start
+        if found is None or start + len(stop) < found[1] + len(found[0]):
+            found = stop, start
+    return found
+
+
+def append_position(
+    logprobs: PromptLogprobs | SampleLogprobs,
+    token_ids: list[int],
+    values: list[float],
+    rank: int,
+    texts: list[str] | repeat[None],
+    *,
+    others_are_ranked: bool = True,
+) -> None:
+    """Appends the entries of one position: its own token first, then the others, the best first.
+
+    Args:
+        token_ids: may name the position's own token again, and end in -1 as padding.
+        rank: of the position's own token.
+        texts: of the tokens.
+        others_are_ranked: the others are the most likely tokens; else they have no rank.
+    """
+    own = token_ids[0]
+    ids, chosen, ranks, decoded = [own], [values[0]], [rank], []
+    entries = zip(token_ids, values, texts, strict=False)
+    decoded.append(next(entries)[2])
+    all_ranks: list[int | None] = list(ranks)
+    for position, (token_id, value, text) in enumerate(entries, start=1):
+        if token_id < 0:
+            break
+        if token_id == own:
+            continue
+        ids.append(token_id)
+        chosen.append(value)
+        all_ranks.append(position if others_are_ranked else None)
+        decoded.append(text)
+    if isinstance(logprobs, FlatLogprobs):
+        logprobs.append_fast(ids, chosen, all_ranks, decoded)
+    else:
+        logprobs.append(dict(zip(ids, map(Logprob, chosen, all_ranks, decoded), strict=True)))
+
+
+def _metrics(parent: _Parent, now: float) -> RequestMetrics:
+    requests = [sequence.request for sequence in parent.sequences]
+    arrival_time = requests[0].arrival_time
+    scheduled = min((r.first_scheduled_time for r in requests if r.first_scheduled_time), default=None)
+    first_token = min((s.first_token_time for s in parent.sequences if s.first_token_time), default=None)
+    return RequestMetrics(
+        arrival_time=arrival_time,
+        last_token_time=max(sequence.last_token_time for sequence in parent.sequences),
+        first_scheduled_time=scheduled,
+        first_token_time=first_token,
+        time_in_queue=None if scheduled is None else scheduled - arrival_time,
+        finished_time=now if parent.num_unfinished == 0 else None,
+        num_generation_tokens=sum(len(sequence.token_ids) for sequence in parent.sequences),
+        num_preemptions=sum(request.num_preemptions for request in requests),
+    )

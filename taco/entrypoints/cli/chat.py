@@ -1,0 +1,181 @@
+"""`taco chat`: talk to a model in the terminal; the answer appears as it is generated."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_arguments, make_llm, sampling_params
+from taco.errors import TacoValidationError
+
+if TYPE_CHECKING:
+    from taco import LLM, SamplingParams
+
+HELP = "talk to a model in the terminal (the demo model unless --model is given)"
+
+COMMANDS = """\
+/reset          forget the conversation
+/system [TEXT]  set the system message (without TEXT: remove it) and forget the conversation
+/help           show this list
+/exit           leave; so does Ctrl-D
+Ctrl-C stops an answer."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    add_sampling_arguments(parser, max_tokens=512)
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer lines of standard input until it ends."""
+    from taco.sampling_params import RequestOutputKind
+
+    params = sampling_params(args, output_kind=RequestOutputKind.DELTA)
+    with make_llm(args) as llm:
+        conversation = Conversation(llm, params, args.system)
+        print(f"{llm.llm_engine.model_config.model}; /help lists the commands.")
+        for line in read_lines():
+            if line.startswith("/"):
+                if not run_command(conversation, line):
+                    break
+            elif line.strip():
+                try:
+                    note = conversation.ask(line, write)
+                except TacoValidationError as error:
+                    note = str(error)
+                print(f"\n[{note}]" if note else "")
+    return 0
+
+
+def read_lines() -> Iterator[str]:
+    """Lines of the user. Where nobody types, each one is printed, so that the transcript reads well."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  (gives input() a history and line editing)
+        while True:
+            try:
+                yield input("> ")
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print()
+    else:
+        for line in sys.stdin:
+            print(f"> {line.rstrip()}")
+            yield line.rstrip("\n")
+
+
+def run_command(conversation: Conversation, line: str) -> bool:
+    """Obey a line that begins with a slash; False ends the session."""
+    command, _, text = line.strip().partition(" ")
+    if command == "/exit":
+        return False
+    if command == "/reset":
+        conversation.reset()
+    elif command == "/system":
+        conversation.system = text.strip() or None
+        conversation.reset()
+    elif command == "/help":
+        print(COMMANDS)
+    else:
+        print(f"There is no command {command}.\n{COMMANDS}")
+    return True
+
+
+def write(text: str) -> None:
+    """Show a piece of the answer now."""
+    print(text, end="", flush=True)
+
+
+class Conversation:
+    """Messages so far, and the engine that answers the next one."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        self.llm = llm
+        self.params = params
+        self.system = system
+        self.num_requests = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all messages but the system message."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def ask(self, text: str, write: Callable[[str], None]) -> str:
+        """Generate the answer to one message and remember both.
+
+        Ctrl-C ends the answer; what was generated until then is kept. A message without an answer is forgotten.
+
+        Args:
+            text: the user's message.
+            write: takes each piece of the answer when it is there.
+
+        Returns:
+            What the user should know about how the answer ended; empty after a normal end.
+
+        Raises:
+            TacoValidationError: the conversation cannot be rendered or is too long; the message is forgotten.
+        """
+        self.messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        note = ""
+        try:
+            request_id = self._add_request()
+            engine = self.llm.llm_engine
+            with interrupt_flag() as interrupted:
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        completion = output.outputs[0]
+                        pieces.append(completion.text)
+                        write(completion.text)
+                        if completion.finish_reason == "length":
+                            note = "stopped at the length limit: --max-tokens, or the model's context (then /reset)"
+                    if interrupted.is_set():
+                        engine.abort_request(request_id)
+                        note = "stopped"
+                        break
+        finally:
+            answer = "".join(pieces)
+            if answer:
+                self.messages.append({"role": "assistant", "content": answer})
+            else:
+                self.messages.pop()
+        return note
+
+    def _add_request(self) -> str:
+        tokenizer = self.llm.get_tokenizer()
+        template = self.llm.llm_engine.model_config.chat_template  # None is the tokenizer's own
+        rendered = tokenizer.apply_chat_template(
+            self.messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        # The template has written the special tokens already.
+        token_ids = tokenizer.encode(rendered, add_special_tokens=False)
+        self.num_requests += 1
+        request_id = f"chat-{self.num_requests}"
+        self.llm.llm_engine.add_request(request_id, {"prompt_token_ids": token_ids}, self.params)
+        return request_id
+
+
+@contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """Within the block, the first Ctrl-C sets a flag, so that no engine step is cut in half; the second one raises."""
+    interrupted = threading.Event()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)

