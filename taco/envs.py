@@ -9,7 +9,7 @@ from taco.errors import TacoValidationError
 
 
 def cache_dir() -> Path:
-    """Folder for what taco may fetch or compute again: TACO_CACHE_HOME, else XDG_CACHE_HOME/taco, else ~/.cache/taco."""
+    """Folder of what can be fetched again: TACO_CACHE_HOME, else XDG_CACHE_HOME/taco, else ~/.cache/taco."""
     if home := os.environ.get("TACO_CACHE_HOME"):
         return Path(home).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):

@@ -7,7 +7,12 @@ from functools import lru_cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-CORPUS = ["the cat sat on the mat and the hat", "hello world, hello there", "stop here. then stop there!\n\n", "naïve café"]
+CORPUS = [
+    "the cat sat on the mat and the hat",
+    "hello world, hello there",
+    "stop here. then stop there!\n\n",
+    "naïve café",
+]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"

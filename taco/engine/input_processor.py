@@ -103,7 +103,7 @@ class ParamsCache:
             try:
                 normalised = processor.normalise_params(params, output_kind)
             except TacoValidationError as error:
-                normalised = _without_frames(error)
+                normalised = without_frames(error)
             if len(self._entries) >= _MAX_CACHED_PARAMS:  # a batch with an object a row
                 self._entries.clear()
             entry = self._entries[id(params)] = (params, normalised)
@@ -267,7 +267,7 @@ class InputProcessor:
                     raise prompt
                 parsed.append(self._parse(prompt))
             except TacoValidationError as error:
-                parsed.append(_without_frames(error))
+                parsed.append(without_frames(error))
         token_ids = self._tokenize(parsed, options)
         overlong: list[int] = []
         for index, prompt in enumerate(parsed):
@@ -289,7 +289,7 @@ class InputProcessor:
                     echo = None
                 rows.append(PreparedPrompt(number, echo, array("i", ids), prompt.cache_salt))
             except TacoValidationError as error:
-                rows.append(_without_frames(error))
+                rows.append(without_frames(error))
         if overlong:
             more = f" So do {len(overlong) - 1} more prompts." if len(overlong) > 1 else ""
             logger.warning(
@@ -522,16 +522,6 @@ class InputProcessor:
                 parameter="min_tokens",
                 value=params.min_tokens,
             )
-        ids = params.prompt_logprob_token_ids
-        if ids is not None:
-            num_scored = num_tokens - 1 - (params.prompt_logprob_start or 0)
-            if len(ids) != num_scored:
-                raise TacoValidationError(
-                    f"prompt_logprob_token_ids must have a row for each scored prompt position, here {num_scored}, got "
-                    f"{len(ids)} rows.",
-                    parameter="prompt_logprob_token_ids",
-                    value=len(ids),
-                )
 
     def _check_priority(self, priority: object) -> None:
         if isinstance(priority, bool) or not isinstance(priority, Integral):
@@ -572,6 +562,12 @@ class InputProcessor:
             params.output_kind = output_kind
         params.normalise()
         params.validate_supported()
+        if params.prompt_logprob_token_ids is not None:
+            raise UnsupportedFeatureError(
+                "prompt_logprob_token_ids is not supported: this version of taco does not have log-probabilities of given "
+                "tokens at the positions of a prompt. Use prompt_logprobs.",
+                parameter="prompt_logprob_token_ids",
+            )
         if self.tokenizer is None:
             for name in ("stop", "bad_words"):
                 if getattr(params, name):
@@ -588,7 +584,7 @@ class InputProcessor:
         params.update_from_generation_config(dict(self.config.model_config.generation_config), self._eos_token_id)
         params._all_stop_token_ids = {token for token in params._all_stop_token_ids if 0 <= token < self._vocab_size}
         num_returned = params.n if params._real_n is None else params._real_n
-        hides_logprobs = num_returned < params.n and params.logprobs is None
+        hides_logprobs = num_returned < params.n and params.num_logprobs is None
         if hides_logprobs:
             params.logprobs = 0
         return _Params(
@@ -619,9 +615,6 @@ class InputProcessor:
             value = getattr(params, name)
             if value:
                 self._require_in_vocabulary(name, value)
-        scored = params.prompt_logprob_token_ids
-        if scored is not None and int(scored.max()) >= self._vocab_size:  # type: ignore[union-attr]
-            self._require_in_vocabulary("prompt_logprob_token_ids", [int(scored.max())])  # type: ignore[union-attr]
 
     def _require_in_vocabulary(self, name: str, token_ids: Sequence[int] | Mapping[int, float]) -> None:
         bad = [token for token in token_ids if not 0 <= token < self._vocab_size]
@@ -652,9 +645,9 @@ class InputProcessor:
         return sequences
 
 
-def _without_frames(error: TacoValidationError) -> TacoValidationError:
+def without_frames(error: TacoValidationError) -> TacoValidationError:
     """The error as a value: its traceback would keep the batch alive, in a cycle of references."""
-    error.__context__ = None
+    error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 

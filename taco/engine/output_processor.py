@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from taco.config import TacoConfig
 from taco.engine.detokenizer import Detokenizer, TextStream, make_detokenizer
 from taco.engine.input_processor import ProcessedRequest
@@ -98,7 +96,6 @@ class _Parent:
         self.prompt_logprob_parts: list[LogprobRows] = []
         self.num_prompt_logprobs = 0
         self.prompt_logprobs: PromptLogprobs | None = None
-        self.prompt_token_id_logprobs: np.ndarray | None = None
         self.error: str | None = None
 
 
@@ -350,18 +347,17 @@ class OutputProcessor:
         """Makes the prompt's log-probabilities from their parts, once all of them are there."""
         params = parent.params
         prompt = parent.processed.prompt_token_ids
-        start = max(1, params.prompt_logprob_start or 0)
-        if parent.num_prompt_logprobs < len(prompt) - start:
+        if parent.num_prompt_logprobs < len(prompt) - 1:
             return
         table = _LogprobTable(parent.prompt_logprob_parts)
         parent.prompt_logprob_parts = []
         logprobs: PromptLogprobs = FlatLogprobs() if params.flat_logprobs else []
         stream = self._stream([], params)
         for position, token_id in enumerate(prompt):
-            if position < start:
-                logprobs.append(None)
+            if position == 0:
+                logprobs.append(None)  # nothing predicts it
             else:
-                row = position - start
+                row = position - 1
                 texts = self._token_texts(stream, table.token_ids[row], params)
                 append_position(logprobs, table.token_ids[row], table.logprobs[row], table.ranks[row], texts)
             if stream is not None:
@@ -392,7 +388,6 @@ class OutputProcessor:
             _metrics(parent, now),
             lora_request=processed.lora_request,  # type: ignore[arg-type]
             num_cached_tokens=max(0, parent.sequences[0].request.num_cached_tokens),
-            prompt_token_id_logprobs=parent.prompt_token_id_logprobs,
             error=parent.error,
         )
 

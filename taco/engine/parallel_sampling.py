@@ -34,10 +34,10 @@ def without_prompt_logprobs(params: SamplingParams) -> SamplingParams:
     Returns:
         `params` itself if it asks for none.
     """
-    if params.prompt_logprobs is None and params.prompt_logprob_token_ids is None:
+    if params.prompt_logprobs is None:
         return params
     params = copy.copy(params)
-    params.prompt_logprobs = params.prompt_logprob_token_ids = params.prompt_logprob_start = None
+    params.prompt_logprobs = None
     return params
 
 

@@ -1,8 +1,8 @@
 """Operations over rows of logits: the largest entries, the nucleus, and the draw of a token.
 
-Rows are independent: on a CPU the result of a row is, bit for bit, the same whatever other rows share the call. For that
-the code keeps to operations that treat each row alone (softmax, reductions and running sums along the last dimension)
-and to elementwise ones whose result is exactly rounded.
+Rows are independent: on a CPU the result of a row is, bit for bit, the same whatever other rows share the call. For
+that the code keeps to operations that treat each row alone (softmax, reductions and running sums along the last
+dimension) and to elementwise ones whose result is exactly rounded.
 
 Vocabularies are large and most of a row is never looked at twice: several operations first reduce the row to one number
 a chunk, in one fast pass, and then work on the few chunks that matter.
@@ -102,7 +102,7 @@ def best_tokens(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     """
     vocab = scores.shape[1]
     if k == vocab:
-        values, ids = scores.sort(-1, descending=True, stable=True)
+        values, ids = scores.sort(dim=-1, descending=True, stable=True)
         return values, ids
     values, ids = top_tokens(scores, k + 1)
     cut = (values[:, k] == values[:, k - 1]).nonzero().flatten()  # rows whose last place is contested
@@ -115,7 +115,7 @@ def best_tokens(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
         fits = places < k
         ids[cut[rows[fits]], places[fits]] = tied_ids[fits]
     ids, by_id = ids.sort(-1)
-    values, by_value = values.gather(1, by_id).sort(-1, descending=True, stable=True)
+    values, by_value = values.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
     return values, ids.gather(1, by_value)
 
 
@@ -157,15 +157,22 @@ def nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, to
         top_p: float64 [N], 0 < top_p <= 1.
 
     Returns:
-        float32 [N], the smallest logit in the set, and int64 [N], how many tokens with exactly this logit belong to it.
+        float32 [N], the smallest logit in the set, and int64 [N], how many tokens with exactly this logit belong to it,
+        or `vocab` if all do.
     """
     values, _ = logits.sort(-1, descending=True)
     mass = values.softmax(-1).double().cumsum(-1)
     before = mass.roll(1, -1)
     before[:, 0] = 0
-    num_kept = (before < top_p[:, None] * mass[:, -1:]).sum(-1, keepdim=True)
-    edge = values.gather(1, num_kept - 1)
-    return edge[:, 0], num_kept[:, 0] - (values > edge).sum(-1)
+    return edge_of(values, (before < top_p[:, None] * mass[:, -1:]).sum(-1), logits.shape[1])
+
+
+def edge_of(values: torch.Tensor, num_kept: torch.Tensor, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest of the first `num_kept` [N] of descending values [N, m], and how many of those equal it, or `vocab`
+    if none equal to it comes after them."""
+    edge = values.gather(1, num_kept[:, None] - 1)
+    num_ties = num_kept - (values > edge).sum(-1)
+    return edge[:, 0], num_ties.masked_fill_(num_kept == (values >= edge).sum(-1), vocab)
 
 
 @nucleus.candidate("cpu_histogram")
@@ -188,7 +195,7 @@ def _nucleus_histogram(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch
     mass = mass.scatter_add_(1, buckets, probs.double()).cumsum_(-1)
     wanted = top_p[:, None] * mass[:, -1:]
     last = torch.searchsorted(mass, wanted)  # the first bucket at whose end the wanted mass is reached
-    rows, ids = np.nonzero(buckets.numpy() == last.numpy())
+    rows, ids = np.divmod(np.flatnonzero(buckets.numpy() == last.numpy()), logits.shape[1])
     places = _rank_in_segment(torch.from_numpy(rows), num_rows)
     values = torch.full((num_rows, int(places.max()) + 1), -torch.inf)
     weights = torch.zeros_like(values)
@@ -200,9 +207,7 @@ def _nucleus_histogram(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch
     before[:, 0] = 0
     before += mass.gather(1, (last - 1).clamp(min=0)).masked_fill_(last == 0, 0)
     # Rounding may leave nothing; the first token of the bucket belongs to the set all the same.
-    num_kept = (before < wanted).sum(-1, keepdim=True).clamp_(min=1)
-    edge = values.gather(1, num_kept - 1)
-    return edge[:, 0], num_kept[:, 0] - (values > edge).sum(-1)
+    return edge_of(values, (before < wanted).sum(-1).clamp_(min=1), logits.shape[1])
 
 
 def chunk_sums(weights: torch.Tensor) -> torch.Tensor:

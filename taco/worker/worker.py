@@ -8,7 +8,8 @@ import logging
 import torch
 
 from taco.config import TacoConfig
-from taco.models.loader import load_dummy_weights, load_weights, open_checkpoint
+from taco.models.loader.apply import load_dummy_weights, load_weights
+from taco.models.loader.checkpoint import open_checkpoint
 from taco.models.registry import resolve_model_class
 from taco.plan import StepPlan, StepResult
 from taco.worker import memory

@@ -287,7 +287,7 @@ EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "logprobs_mode": (["raw_logits"], "raw_logits"),
     "hf_token": (["secret"], "secret"),
     "override_generation_config": (['{"top_k": 3}'], {"top_k": 3}),
-    "async_scheduling": (["no"], False),
+    "async_scheduling": ([], True),
     "chat_template": (["{{ messages }}"], "{{ messages }}"),
     "compat_version": (["0.33"], "0.33"),
 }
@@ -342,6 +342,10 @@ def test_wrong_command_line_ends_with_a_message(command_line: list[str], capsys:
     with pytest.raises(SystemExit):
         parse(command_line)
     assert command_line[0] in capsys.readouterr().err
+
+
+# On a CPU nothing overlaps, unless async_scheduling asks for it: see test_async_scheduling.
+ONE_MEANING |= {"disable_async_output_proc"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - ONE_MEANING))
@@ -700,23 +704,26 @@ def test_remaining_defaults() -> None:
     assert config.cache_config.block_size == 16
     assert config.cache_config.swap_space_bytes == 4 << 30
     assert config.cache_config.enable_prefix_caching
-    assert config.scheduler_config.async_scheduling
+    assert not config.scheduler_config.async_scheduling
     assert config.scheduler_config.enable_chunked_prefill
     assert config.model_config.tokenizer == config.model_config.served_model_name == "fake"
     assert config.parallel_config.world_size == 1
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("device", "values", "expected"),
     [
-        ({}, True),
-        ({"disable_async_output_proc": True}, False),
-        ({"async_scheduling": False}, False),
-        ({"async_scheduling": True}, True),
-        ({"async_scheduling": False, "disable_async_output_proc": True}, False),
+        ("cuda", {}, True),
+        ("cuda", {"disable_async_output_proc": True}, False),
+        ("cuda", {"async_scheduling": False}, False),
+        ("cuda", {"async_scheduling": True}, True),
+        ("cuda", {"async_scheduling": False, "disable_async_output_proc": True}, False),
+        ("cpu", {}, False),
+        ("cpu", {"async_scheduling": True}, True),
     ],
 )
-def test_async_scheduling(values: dict[str, Any], expected: bool) -> None:
+def test_async_scheduling(device: str, values: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arg_utils, "resolve_device", lambda requested: device)
     config = create(**values)
     assert config.scheduler_config.async_scheduling is config.model_config.use_async_output_proc is expected
 

@@ -52,7 +52,9 @@ def test_preview_is_what_append_returns_and_changes_nothing(name: str, data: st.
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(prompt=st.text("ab héo😀\n", min_size=1, max_size=8), text=st.text("ab héo😀\n", max_size=12), skip=st.booleans())
+@given(
+    prompt=st.text("ab héo😀\n", min_size=1, max_size=8), text=st.text("ab héo😀\n", max_size=12), skip=st.booleans()
+)
 @settings(max_examples=150, deadline=None)
 def test_text_equals_the_tokenizers_own_decoding_of_prompt_and_output(
     name: str, prompt: str, text: str, skip: bool

@@ -1,8 +1,8 @@
 """Stateless random numbers: one uniform number for each token of each row.
 
-The number depends on the row's key and on the token's position alone, so a row draws the same tokens whatever shares its
-batch, after preemption, and on every device. The generator is Philox4x32-10, counter-based: Salmon, Moraes, Dror and
-Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Keys come from `taco.random_keys`.
+The number depends on the row's key and on the token's position alone, so a row draws the same tokens whatever shares
+its batch, after preemption, and on every device. The generator is Philox4x32-10, counter-based: Salmon, Moraes, Dror
+and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Keys come from `taco.random_keys`.
 """
 
 from __future__ import annotations

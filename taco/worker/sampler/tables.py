@@ -85,7 +85,7 @@ class RaggedRows:
             rows: int64 [n].
 
         Returns:
-            Three arrays [total]: the index into `rows` of each pair (int64), its token id (int32), its number (float32).
+            Three arrays [total]: each pair's index into `rows` (int64), token id (int32) and number (float32).
         """
         lengths = self._lengths[rows]
         ends = lengths.cumsum()

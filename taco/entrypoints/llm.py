@@ -1,0 +1,634 @@
+"""`LLM`: the class that most users need."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import logging
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any, ParamSpec, TypeVar
+
+from taco.config import ModelConfig
+from taco.engine.arg_utils import EngineArgs
+from taco.engine.input_processor import ParamsCache, PreparedPrompt, TokenizeOptions, error_output, without_frames
+from taco.engine.llm_engine import LLMEngine
+from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
+from taco.entrypoints.progress import Progress
+from taco.errors import BatchValidationError, EngineDeadError, TacoError, TacoValidationError, UnsupportedFeatureError
+from taco.inputs import split_prompts
+from taco.outputs import RequestOutput
+from taco.sampling_params import RequestOutputKind, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+_ROWS_TOKENIZED_AT_ONCE = 1024
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _positional_is_deprecated(num_positional: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Warns where more than `num_positional` arguments are given without their names."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        names = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            if len(args) > num_positional:
+                warnings.warn(
+                    f"The positional arguments {names[num_positional : len(args)]} are deprecated and will be "
+                    "removed in a future update. Pass them by name.",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+class Counter:
+    """Numbers the requests of an `LLM`."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.counter = start
+
+    def __next__(self) -> int:
+        number = self.counter
+        self.counter += 1
+        return number
+
+    def reset(self) -> None:
+        self.counter = 0
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What comes with the rows of a batch: a list has one element a row, any other object stands for all rows."""
+
+    params: SamplingParams | Sequence[SamplingParams]
+    lora_request: object
+    priority: object
+
+    def check_lengths(self, num_rows: int | None) -> None:
+        """Raises TacoValidationError where a list does not fit `num_rows` prompts (None: their number is unknown)."""
+        for name in ("params", "lora_request", "priority"):
+            column = getattr(self, name)
+            if not _is_list(column):
+                continue
+            if num_rows is None:
+                raise TacoValidationError(
+                    f"A list of {name} needs a list of prompts, as the number of prompts of an iterator is not known "
+                    f"beforehand. Pass list(prompts), or one {name} for all.",
+                    parameter=name,
+                )
+            if len(column) != num_rows:
+                raise TacoValidationError(
+                    f"The lengths of prompts and {name} must be the same. Got prompts ({num_rows}) and {name} "
+                    f"({len(column)}).",
+                    parameter=name,
+                    value=len(column),
+                )
+
+    def params_of(self, index: int) -> object:
+        return self.params[index] if _is_list(self.params) else self.params  # type: ignore[index]
+
+    def lora_request_of(self, index: int) -> object:
+        return self.lora_request[index] if _is_list(self.lora_request) else self.lora_request  # type: ignore[index]
+
+    def priority_of(self, index: int) -> Any:
+        return self.priority[index] if _is_list(self.priority) else self.priority  # type: ignore[index]
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+class LLM:
+    """Generates text for many prompts with one model.
+
+    Every argument of `EngineArgs` is accepted; the ones in the signature are those of both vLLM versions. All but
+    `model` should be given by name.
+
+    Args:
+        model: folder, .gguf file or hub id of the model.
+        compat_version: whose behaviour holds where versions of vLLM differ, "0.6" or "0.33".
+        kwargs: further fields of `EngineArgs`, such as `max_model_len` and `max_num_seqs`.
+
+    Raises:
+        TypeError: an argument is not known.
+        TacoValidationError: arguments are wrong; one error lists all of them.
+        OutOfMemoryError: weights and KV cache do not fit; the message gives arguments that would.
+
+    Use it in a `with` statement, call `close`, or delete it to give all memory back. One thread runs requests at a
+    time; calls from other threads wait.
+    """
+
+    @_positional_is_deprecated(2)
+    def __init__(
+        self,
+        model: str,
+        # The names of vLLM 0.6.6, in its order.
+        tokenizer: str | None = None,
+        tokenizer_mode: str = "auto",
+        skip_tokenizer_init: bool = False,
+        trust_remote_code: bool = False,
+        allowed_local_media_path: str = "",
+        tensor_parallel_size: int = 1,
+        dtype: Any = "auto",
+        quantization: str | None = None,
+        revision: str | None = None,
+        tokenizer_revision: str | None = None,
+        seed: int = 0,
+        gpu_memory_utilization: float = 0.9,
+        swap_space: float = 4,
+        cpu_offload_gb: float = 0,
+        enforce_eager: bool | None = None,
+        max_seq_len_to_capture: int = 8192,
+        disable_custom_all_reduce: bool = False,
+        disable_async_output_proc: bool = False,
+        hf_overrides: Any = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
+        task: str = "auto",
+        override_pooler_config: Any = None,
+        compilation_config: Any = None,
+        *,
+        # Names that vLLM 0.33 added.
+        runner: str = "auto",
+        convert: str = "auto",
+        allowed_media_domains: list[str] | None = None,
+        chat_template: str | None = None,
+        offload_group_size: int = 0,
+        offload_num_in_group: int = 1,
+        offload_prefetch_step: int = 1,
+        offload_params: Any = None,
+        enable_return_routed_experts: bool = False,
+        return_sampling_mask: bool = False,
+        hf_token: bool | str | None = None,
+        pooler_config: Any = None,
+        structured_outputs_config: Any = None,
+        profiler_config: Any = None,
+        attention_config: Any = None,
+        kv_cache_memory_bytes: int | None = None,
+        quantization_config: Any = None,
+        logits_processors: list[Any] | None = None,
+        spec_method: str | None = None,
+        spec_model: str | None = None,
+        spec_tokens: int | None = None,
+        # taco's own.
+        compat_version: str = "0.6",
+        **kwargs: Any,
+    ) -> None:
+        named = {name: value for name, value in locals().items() if name not in ("self", "kwargs")}
+        kwargs.setdefault("disable_log_stats", True)
+        _check_names(kwargs)
+        self._lock = threading.RLock()
+        self._is_closed = False
+        self.request_counter = Counter()
+        self.llm_engine = LLMEngine.from_engine_args(EngineArgs(**named, **kwargs))
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> LLM:
+        """Creates an LLM from the arguments of an engine."""
+        return cls(**vars(engine_args))
+
+    # Generation
+
+    def generate(
+        self,
+        prompts: Any = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompt_token_ids: Any = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: Any = None,
+        prompt_adapter_request: Any = None,
+        guided_options_request: Any = None,
+        priority: int | Sequence[int] | None = None,
+        *,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        on_error: str = "raise",
+    ) -> list[RequestOutput]:
+        """Generates completions for one or many prompts.
+
+        Args:
+            prompts: one prompt (text, token ids, or a dict, see `taco.inputs`) or many of them. A list is checked as a
+                whole before anything runs. An iterator is read as the engine advances, a few thousand prompts ahead at
+                most.
+            sampling_params: for all prompts, or a list with one for each; None for the model's default. They are not
+                changed (vLLM sets `output_kind` of the caller's object).
+            prompt_token_ids: deprecated; pass token ids as `prompts`.
+            use_tqdm: show a progress bar; a callable is used in place of `tqdm.tqdm`.
+            lora_request, prompt_adapter_request, guided_options_request: must be None in this version.
+            priority: for all prompts or a list; smaller runs earlier under scheduling_policy="priority".
+            tokenization_kwargs: `truncate_prompt_tokens`, `truncation_side`, `max_length`, `truncation`,
+                `add_special_tokens`; see `InputProcessor.tokenize_options`.
+            mm_processor_kwargs: must be None in this version.
+            on_error: "raise": one error names all bad rows, before any row has run. "return": a bad row gets an output
+                with finish_reason "error" and its `error`, and the others are what they would be without it.
+
+        Returns:
+            One output a prompt, in their order.
+
+        Raises:
+            BatchValidationError: rows are wrong (for a batch of one row: the row's own error).
+            TacoValidationError: other arguments are wrong.
+            TacoError: a row failed while it ran; the others were aborted.
+            EngineDeadError: the LLM was closed.
+        """
+        engine = self._engine()
+        prompts = _merge_legacy_prompts(prompts, prompt_token_ids)
+        _refuse_adapters(prompt_adapter_request, mm_processor_kwargs)
+        _refuse_guided_options(guided_options_request, sampling_params)
+        rows = prompts if isinstance(prompts, Iterator) else split_prompts(prompts)
+        return self._run_batch(
+            rows,
+            self._columns(sampling_params, lora_request, priority),
+            engine.input_processor.tokenize_options(tokenization_kwargs),
+            use_tqdm,
+            on_error,
+        )
+
+    def chat(
+        self,
+        messages: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: Any = None,
+        chat_template: str | int | Sequence[int] | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        *,
+        priority: int | Sequence[int] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        on_error: str = "raise",
+    ) -> list[RequestOutput]:
+        """Generates the next message of one or many conversations.
+
+        Args:
+            messages: a list of messages (dicts with "role" and "content"), or a list or iterator of such lists.
+            sampling_params, use_tqdm, lora_request, mm_processor_kwargs, priority, on_error: see `generate`.
+            chat_template: Jinja text, or the name of one of the tokenizer's templates; None for the `chat_template` of
+                the LLM, else the tokenizer's. The fifth positional argument is `priority` in vLLM 0.33: integers are
+                taken as that.
+            chat_template_content_format: "string" or "openai", the form of content that the template reads; "auto"
+                finds out.
+            add_generation_prompt: end the prompt with the beginning of the model's message.
+            continue_final_message: the model goes on with the last message instead; needs add_generation_prompt=False.
+            tools: JSON schemas, or functions with type hints and a docstring, that the template describes to the model.
+            chat_template_kwargs: further variables for the template, such as `enable_thinking` or `documents`.
+            tokenization_kwargs: see `generate`; `add_special_tokens` is False unless given here, as templates write
+                special tokens themselves.
+
+        Returns:
+            One output a conversation, in their order; `prompt` is the rendered text.
+
+        Raises:
+            As `generate`.
+        """
+        engine = self._engine()
+        if chat_template is not None and not isinstance(chat_template, str):
+            if priority is not None:
+                raise TacoValidationError("chat_template must be a string.", parameter="chat_template")
+            chat_template, priority = None, chat_template
+        _refuse_adapters(None, mm_processor_kwargs)
+        options = ChatOptions(
+            chat_template,
+            chat_template_content_format,
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            chat_template_kwargs or {},
+        )
+        renderer = ChatRenderer(self.get_tokenizer(), options, engine.model_config.chat_template)
+        conversations: Iterator[object] | list[object]
+        if isinstance(messages, Iterator):
+            conversations = messages
+        else:
+            conversations = split_conversations(messages)
+        rendered = _render(conversations, renderer)
+        return self._run_batch(
+            rendered,
+            self._columns(sampling_params, lora_request, priority),
+            engine.input_processor.tokenize_options(tokenization_kwargs, add_special_tokens=False),
+            use_tqdm,
+            on_error,
+            num_rows=len(conversations) if isinstance(conversations, list) else None,
+        )
+
+    # Tokenizer, defaults, state
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer itself: a `chat_template` set on it is used by `chat`.
+
+        Raises:
+            TacoValidationError: the LLM was made with `skip_tokenizer_init=True`.
+        """
+        return self._engine().get_tokenizer()
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Replaces the tokenizer."""
+        self._engine().set_tokenizer(tokenizer)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Parameters that hold where a caller gives none; a new object each time."""
+        return self._engine().input_processor.default_params()
+
+    @property
+    def model_config(self) -> ModelConfig:
+        config: ModelConfig = self.llm_engine.model_config
+        return config
+
+    @property
+    def default_sampling_params(self) -> dict[str, Any]:
+        """What `get_default_sampling_params` changes of `SamplingParams()`."""
+        return self.model_config.get_diff_sampling_param()
+
+    def close(self) -> None:
+        """Gives all memory back; calls after this one raise `EngineDeadError`."""
+        self._is_closed = True
+        self.llm_engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if "llm_engine" in self.__dict__:  # else the constructor failed
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "LLM(closed)"
+        config = self.model_config
+        device = self.llm_engine.device_config.device
+        limit = config.max_model_len
+        return f"LLM(model={config.model!r}, device={device!r}, dtype={config.dtype!r}, max_model_len={limit})"
+
+    # One batch
+
+    def _engine(self) -> LLMEngine:
+        if self._is_closed:
+            raise EngineDeadError("This LLM is closed; create a new one.")
+        return self.llm_engine
+
+    def _columns(self, params: Any, lora_request: object, priority: object) -> _Columns:
+        if params is None:
+            params = self.get_default_sampling_params()
+        return _Columns(params, lora_request, 0 if priority is None else priority)
+
+    def _run_batch(
+        self,
+        prompts: Iterable[object],
+        columns: _Columns,
+        options: TokenizeOptions,
+        use_tqdm: bool | Callable[..., Any],
+        on_error: str,
+        num_rows: int | None = None,
+    ) -> list[RequestOutput]:
+        """Checks and runs rows; prompts that are errors already are bad rows.
+
+        Args:
+            num_rows: number of prompts; None if they are a list, or an iterator whose length is not known.
+        """
+        if on_error not in ("raise", "return"):
+            raise TacoValidationError(
+                f'on_error must be "raise" or "return", got {on_error!r}.', parameter="on_error", value=on_error
+            )
+        if isinstance(prompts, list):
+            num_rows = len(prompts)
+        columns.check_lengths(num_rows)
+        with self._lock:
+            if self._engine().has_unfinished_requests():
+                raise TacoError(
+                    "The engine has unfinished requests that this call did not add: it is called from inside another "
+                    "call, or requests were added to llm_engine directly. Let those finish or abort them first."
+                )
+            batch = _Batch(self, columns, options, raises=on_error == "raise")
+            if num_rows is None:
+                rows = batch.prepare_as_needed(iter(prompts))
+            else:
+                rows = batch.prepare_all(prompts, num_rows)
+            with Progress(use_tqdm, num_rows) as progress:
+                return batch.run(rows, progress)
+
+
+# One row on its way to the engine: what the caller passed, and what became of it.
+_Row = tuple[object, PreparedPrompt | TacoValidationError]
+
+
+class _Batch:
+    """One call of `generate` or `chat`: checks rows, feeds the engine, collects outputs."""
+
+    def __init__(self, llm: LLM, columns: _Columns, options: TokenizeOptions, *, raises: bool) -> None:
+        self._engine = llm.llm_engine
+        self._request_counter = llm.request_counter
+        self._columns = columns
+        self._options = options
+        self._raises = raises
+        self._cache = ParamsCache()
+        # Enough to keep every row of the device busy and to plan ahead; a longer queue would only cost memory.
+        self._max_unfinished = 2 * self._engine.scheduler_config.max_num_seqs + 1000
+
+    def _prepare(self, prompts: list[object], first: int) -> list[PreparedPrompt | TacoValidationError]:
+        indexes = range(first, first + len(prompts))
+        return self._engine.input_processor.prepare_batch(
+            prompts,
+            [self._columns.params_of(index) for index in indexes],
+            self._cache,
+            self._options,
+            priorities=[self._columns.priority_of(index) for index in indexes],
+            lora_requests=[self._columns.lora_request_of(index) for index in indexes],
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def prepare_all(self, prompts: Iterable[object], num_rows: int) -> Iterator[_Row]:
+        """Checks all rows, then hands them out and forgets them one by one."""
+        if self._raises and not _is_list(self._columns.params):
+            # What is wrong with every row is said once.
+            self._cache.get(self._engine.input_processor, self._columns.params, RequestOutputKind.FINAL_ONLY)
+        rows: deque[_Row] = deque()
+        errors: dict[int, TacoValidationError] = {}
+        prompts = iter(prompts)
+        while chunk := list(islice(prompts, _ROWS_TOKENIZED_AT_ONCE)):
+            prepared = self._prepare(chunk, len(rows))
+            for prompt, row in zip(chunk, prepared, strict=True):
+                if isinstance(row, TacoValidationError):
+                    errors[len(rows)] = row
+                    rows.append((prompt, row))
+                else:
+                    rows.append((None, row))
+        if errors and self._raises:
+            if num_rows == 1:
+                raise errors[0]
+            raise BatchValidationError({index: str(error) for index, error in errors.items()}, num_rows)
+        return _drain(rows)
+
+    def prepare_as_needed(self, prompts: Iterator[object]) -> Iterator[_Row]:
+        """Checks rows a chunk at a time, when the engine has room for them."""
+        first = 0
+        while chunk := list(islice(prompts, _ROWS_TOKENIZED_AT_ONCE)):
+            for index, row in enumerate(self._prepare(chunk, first)):
+                if isinstance(row, TacoValidationError) and self._raises:
+                    raise TacoValidationError(
+                        f"Row {first + index} is not valid, and the rows before it were dropped; pass "
+                        f'on_error="return" to keep them: {row}',
+                        parameter=row.parameter,
+                        value=row.value,
+                    )
+                yield chunk[index], row
+            first += len(chunk)
+
+    def run(self, rows: Iterator[_Row], progress: Progress) -> list[RequestOutput]:
+        """Runs rows to their end and returns their outputs in order. Whatever happens, no request is left behind."""
+        outputs: list[RequestOutput | None] = []
+        unfinished: dict[str, int] = {}  # request id -> row
+        try:
+            while True:
+                for prompt, row in islice(rows, self._max_unfinished - len(unfinished)):
+                    request_id = str(next(self._request_counter))
+                    output = self._add(request_id, len(outputs), prompt, row)
+                    if output is None:
+                        unfinished[request_id] = len(outputs)
+                    else:
+                        progress.add(output)
+                    outputs.append(output)
+                if not unfinished:
+                    break
+                for output in self._engine.step():
+                    index = unfinished.pop(output.request_id)
+                    if output.error is not None and self._raises:
+                        raise TacoError(
+                            f"Row {index} failed while it ran, and the unfinished rows were aborted; pass "
+                            f'on_error="return" to keep them: {output.error}'
+                        )
+                    outputs[index] = output
+                    progress.add(output)
+        except BaseException:
+            self._engine.abort_request(list(unfinished))
+            raise
+        assert None not in outputs
+        return outputs  # type: ignore[return-value]
+
+    def _add(
+        self, request_id: str, index: int, prompt: object, row: PreparedPrompt | TacoValidationError
+    ) -> RequestOutput | None:
+        """Adds a row to the engine, or returns its output if there is nothing to run."""
+        if isinstance(row, TacoValidationError):
+            return error_output(request_id, prompt, row)
+        processed = self._engine.input_processor.build(
+            request_id,
+            row,
+            self._columns.params_of(index),
+            self._cache,
+            priority=self._columns.priority_of(index),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        if processed.finished is None:
+            self._engine.add_processed(processed)
+        return processed.finished
+
+
+def _drain(rows: deque[_Row]) -> Iterator[_Row]:
+    while rows:
+        yield rows.popleft()
+
+
+def _render(conversations: Iterable[object], renderer: ChatRenderer) -> Iterator[object]:
+    """The text of each conversation, or what is wrong with it."""
+    for conversation in conversations:
+        try:
+            yield renderer.render(conversation)
+        except TacoValidationError as error:
+            yield without_frames(error)
+
+
+def _check_names(kwargs: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(EngineArgs)]
+    for name in kwargs:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"LLM() got an unexpected keyword argument {name!r}{hint}")
+
+
+def _merge_legacy_prompts(prompts: Any, prompt_token_ids: Any) -> Any:
+    """`prompts`, or what the deprecated `prompt_token_ids` stands for."""
+    if prompt_token_ids is None:
+        if prompts is None:
+            raise TacoValidationError("Either prompts or prompt_token_ids must be provided.", parameter="prompts")
+        return prompts
+    warnings.warn(
+        "The keyword argument prompt_token_ids is deprecated; pass token ids as prompts.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    token_prompts = split_prompts(prompt_token_ids)
+    if not token_prompts:
+        raise TacoValidationError("please provide at least one prompt", parameter="prompt_token_ids")
+    if prompts is None:
+        return token_prompts
+    texts = split_prompts(prompts)
+    if len(texts) != len(token_prompts):
+        raise TacoValidationError(
+            f"The lengths of prompts and prompt_token_ids must be the same. Got {len(texts)} and {len(token_prompts)}.",
+            parameter="prompt_token_ids",
+        )
+    return texts
+
+
+def _refuse_adapters(prompt_adapter_request: object, mm_processor_kwargs: object) -> None:
+    if prompt_adapter_request is not None:
+        raise UnsupportedFeatureError(
+            "prompt_adapter_request is not supported: this version of taco does not have prompt adapters.",
+            parameter="prompt_adapter_request",
+            value=prompt_adapter_request,
+        )
+    if mm_processor_kwargs:
+        raise UnsupportedFeatureError(
+            "mm_processor_kwargs is not supported: this version of taco does not have images, audio or video.",
+            parameter="mm_processor_kwargs",
+            value=mm_processor_kwargs,
+        )
+
+
+_GUIDED_KEYS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object")
+
+
+def _refuse_guided_options(options: Any, params: Any) -> None:
+    if options is None:
+        return
+    warnings.warn(
+        "guided_options_request is deprecated; use guided_decoding of SamplingParams.", DeprecationWarning, stacklevel=3
+    )
+    given = options if isinstance(options, Mapping) else vars(options)
+    if sum(given.get(key) is not None for key in _GUIDED_KEYS) > 1:
+        raise TacoValidationError(
+            f"You can only use one guided decoding but multiple is specified: {dict(given)}",
+            parameter="guided_options_request",
+            value=options,
+        )
+    for one in params if _is_list(params) else [params]:
+        if getattr(one, "guided_decoding", None) is not None:
+            raise TacoValidationError(
+                "Cannot set both guided_options_request and params.guided_decoding.", parameter="guided_options_request"
+            )
+    raise UnsupportedFeatureError(
+        "guided_options_request is not supported: this version of taco does not have guided decoding.",
+        parameter="guided_options_request",
+        value=options,
+    )

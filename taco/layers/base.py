@@ -1,0 +1,47 @@
+"""What all layers have in common: they know the checkpoint names of their weights."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+
+class DeclareWeight(Protocol):
+    """Called by a layer for each checkpoint tensor it wants; the model turns the calls into entries for the loader."""
+
+    def __call__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        param: str,
+        *,
+        dim: int | None = None,
+        offset: int = 0,
+        transpose: bool = False,
+    ) -> None:
+        """
+        Args:
+            name: of the tensor in the checkpoint.
+            shape: in the checkpoint.
+            param: attribute of the layer that it fills, or of which it fills a slice.
+            dim, offset: the slice starts at `offset` along `dim` and is as long as the tensor.
+            transpose: whether the two dimensions are swapped on the way.
+        """
+
+
+class Layer(nn.Module):
+    """A module with weights of its own. It is built on the meta device, then loaded, then finalised, then called."""
+
+    def declare_weights(self, declare: DeclareWeight) -> None:
+        """Calls `declare` for each tensor that the layer itself (not its children) wants from the checkpoint."""
+        raise NotImplementedError
+
+    def finalize(self) -> None:
+        """Called once after loading: brings the weights into the form that is fastest to compute with."""
+
+
+def weight_parameter(*shape: int) -> nn.Parameter:
+    """A parameter without values that takes no part in differentiation."""
+    return nn.Parameter(torch.empty(shape), requires_grad=False)

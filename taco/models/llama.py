@@ -1,0 +1,24 @@
+"""Llama 2, 3, 3.1 and what shares their architecture (SmolLM2, Yi, ...)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taco.layers.decoder import DecoderLayerConfig
+from taco.models.base import DenseCausalLM
+
+
+class LlamaForCausalLM(DenseCausalLM):
+    def layer_config(self, config: Any, layer_idx: int) -> DecoderLayerConfig:
+        return DecoderLayerConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            activation=config.hidden_act,
+            eps=config.rms_norm_eps,
+            qkv_bias=getattr(config, "attention_bias", False),
+            output_bias=getattr(config, "attention_bias", False),
+            mlp_bias=getattr(config, "mlp_bias", False),
+        )

@@ -1,0 +1,157 @@
+"""The protocol of a checkpoint: tensors under their Hugging Face names, whatever the file format is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from taco.errors import TacoValidationError
+from taco.models.loader.source import ModelSource, select_weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+# Tensors larger than this are read in blocks of rows, so that loading needs little more memory than the weights.
+BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header of a checkpoint says about a tensor.
+
+    Attributes:
+        shape: in Hugging Face's orientation, after dequantisation.
+        dtype: as stored: a torch dtype such as "float32" or "bfloat16", or a GGUF type such as "Q4_1".
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint(Protocol):
+    """Tensors by name. Nothing but headers is read before `read`."""
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """All tensors, keyed by their Hugging Face names."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU: dequantised (to float32 if it was quantised), in Hugging Face's orientation."""
+        ...
+
+    def close(self) -> None:
+        """Close the files; tensors that were read stay valid."""
+        ...
+
+
+@runtime_checkable
+class BlockCheckpoint(Checkpoint, Protocol):
+    """A checkpoint that can hand out a tensor piece by piece."""
+
+    def read_blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """`read`, in pairs of the index of a first row and a block of rows of at most about BLOCK_BYTES."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """A tensor that a model wants from its checkpoint, and where it goes.
+
+    Attributes:
+        name: name in the checkpoint.
+        shape: shape in the checkpoint.
+        param: dotted name of the parameter in the model (`model.get_parameter(param)`).
+        dim: if given, the tensor fills `param.narrow(dim, offset, size)`, else all of the parameter.
+        offset: first index along `dim`.
+        size: number of indices along `dim`; by default what the (transposed) tensor has.
+        transpose: the two dimensions are swapped first (the Conv1D of GPT-2).
+        add: added in float32, before the cast to the dtype of the model.
+        optional: may be missing; its place is then filled with zeros.
+        aliases: other names that the same tensor may have, e.g. without the prefix "model.".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    param: str
+    dim: int | None = None
+    offset: int = 0
+    size: int | None = None
+    transpose: bool = False
+    add: float = 0.0
+    optional: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+def open_checkpoint(source: ModelSource, *, load_format: str, hf_config: Any) -> Checkpoint:
+    """Open the weights of a model.
+
+    Args:
+        load_format: "auto" (safetensors, else .bin), "safetensors", "pt" or "gguf"; "dummy" has no checkpoint.
+        hf_config: configuration of the model; GGUF files need it to undo the layout of their converter.
+
+    Raises:
+        TacoValidationError: there are no weights in that format, or their files are damaged or incomplete.
+    """
+    if source.kind == "gguf":
+        from taco.models.loader.gguf_checkpoint import GGUFCheckpoint
+
+        return GGUFCheckpoint(source.path, hf_config)
+
+    from taco.models.loader.safetensors_checkpoint import SafetensorsCheckpoint, TorchCheckpoint
+
+    paths = _weight_files(Path(source.path), load_format)
+    return SafetensorsCheckpoint(paths) if paths[0].endswith(".safetensors") else TorchCheckpoint(paths)
+
+
+def _weight_files(folder: Path, load_format: str) -> list[str]:
+    """The files of the weights: one, or the shards that an index names, or all that there are."""
+    names = select_weight_files(os.listdir(folder), load_format)
+    if not names:
+        raise TacoValidationError(
+            f"{folder} has no weights that load_format={load_format!r} can read (*.safetensors, pytorch_model*.bin). "
+            'Complete the folder, or pass load_format="dummy" for random weights.',
+            parameter="model",
+            value=str(folder),
+        )
+    index_name = "model.safetensors.index.json" if names[0].endswith(".safetensors") else "pytorch_model.bin.index.json"
+    index = folder / index_name
+    if len(names) > 1 and index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TacoValidationError(f"{index} is damaged: it has no valid weight_map ({error!r}).") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise TacoValidationError(f"{folder} is incomplete: {index_name} names files that are missing: {missing}.")
+    return [str(folder / name) for name in names]
+
+
+def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows (first, past the last) of at most about BLOCK_BYTES; a tensor without rows has one."""
+    if not shape:
+        yield 0, 1
+        return
+    row_bytes = itemsize
+    for size in shape[1:]:
+        row_bytes *= size
+    step = max(1, BLOCK_BYTES // max(1, row_bytes))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def read_into(fd: int, buffer: memoryview, offset: int, path: str) -> None:
+    """Fill `buffer` with the bytes of a file from `offset` on.
+
+    Raises:
+        TacoValidationError: the file ends too early.
+    """
+    while len(buffer):
+        count = os.preadv(fd, [buffer], offset)
+        if count == 0:
+            raise TacoValidationError(f"{path} ends within a tensor; it was truncated since it was opened.")
+        buffer = buffer[count:]
+        offset += count

@@ -1,0 +1,61 @@
+"""The draw of random rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from taco.kernels.sampling import inverse_cdf
+from taco.plan import NewRow
+from taco.worker.sampler.feature import Feature
+from taco.worker.sampler.filters import Kept, drop_filtered, is_greedy
+from taco.worker.sampler.random import uniform
+from taco.worker.sampler.tables import to_device
+
+
+class Draw(Feature):
+    """Draws tokens by inversion of the cumulative distribution in vocabulary order, with one random number a token."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._seeds = np.zeros(num_rows, np.uint64)
+
+    def add(self, new: NewRow) -> bool:
+        self._seeds[new.row] = new.seed
+        return not is_greedy(new)
+
+    def remove(self, row: int) -> None:
+        pass
+
+    def uniforms(self, rows: np.ndarray, positions: np.ndarray, device: torch.device) -> torch.Tensor:
+        """The random numbers, float64 [n], of tokens before which `positions` tokens stand in their rows."""
+        return to_device(uniform(self._seeds[rows], positions), device)
+
+
+def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Token ids, int64 [n], for logits float32 [n, vocab] and random numbers float64 [n] in [0, 1)."""
+    return inverse_cdf(logits.softmax(-1), uniforms)
+
+
+def draw_filtered(logits: torch.Tensor, peaks: torch.Tensor, kept: Kept, uniforms: torch.Tensor) -> torch.Tensor:
+    """As `draw`, from what the filters leave.
+
+    Args:
+        logits: float32 [n, vocab]; not changed.
+        peaks: float32 [n], the largest logit of each row.
+    """
+    drawn = torch.empty_like(kept.num_ties)
+    for places, values, token_ids in kept.lists:
+        index = to_device(places, logits.device)
+        token_ids, order = token_ids.sort(-1)
+        values = values.gather(1, order)
+        edge = kept.edge[index, None]
+        ties = values == edge
+        keep = (values > edge) | (ties & (ties.cumsum(-1) <= kept.num_ties[index, None]))
+        weights = (values.double() - peaks[index, None]).exp_().masked_fill_(~keep, 0)
+        drawn[index] = token_ids.gather(1, inverse_cdf(weights, uniforms[index])[:, None])[:, 0]
+    if len(kept.unlisted):
+        index = to_device(kept.unlisted, logits.device)
+        survivors = logits[index]
+        drop_filtered(survivors, kept.edge[index], kept.num_ties[index])
+        drawn[index] = draw(survivors, uniforms[index])
+    return drawn

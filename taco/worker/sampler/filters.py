@@ -1,0 +1,213 @@
+"""Temperature, and the filters that keep only likely tokens: top-k, then top-p, then min-p.
+
+Each filter keeps the logits from some value upwards, so what a row's filters leave is described by two numbers: the
+smallest logit that is kept, and how many of the tokens with exactly that logit are. Both follow, nearly always, from a
+short list of the most likely tokens; whether the list was long enough is checked, and other rows are handled in full.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from taco.kernels.sampling import chunk_sums, edge_of, nucleus, top_tokens
+from taco.plan import NewRow
+from taco.sampling_params import SamplingType
+from taco.worker.sampler.feature import Feature, Selection
+from taco.worker.sampler.tables import RowArray, select_rows, to_device
+
+SHORT_LIST = 128  # length of the list of a row without top_k
+LONG_LIST = 1024  # of the second list, for rows whose nucleus ends beyond the first
+TIE_ROOM = 32  # places of a list beyond top_k, for tokens that tie with the k-th
+
+
+class Temperature(Feature):
+    """Divides the logits; greedy rows have none."""
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self._temperature = RowArray(num_rows, np.float32, 1.0, device)
+
+    def add(self, new: NewRow) -> bool:
+        if new.params.temperature == 1 or is_greedy(new):
+            return False
+        self._temperature.set(new.row, new.params.temperature)
+        return True
+
+    def remove(self, row: int) -> None:
+        self._temperature.reset(row)
+
+    def apply(self, selection: Selection, logits: torch.Tensor) -> None:
+        temperature = self._temperature.on_device(selection.rows)
+        if len(temperature) < len(logits):
+            # Dividing the other rows by 1 changes nothing and is cheaper than copying rows out and in.
+            positions = to_device(selection.positions, logits.device)
+            temperature = torch.ones(len(logits), device=logits.device).index_copy_(0, positions, temperature)
+        logits.div_(temperature[:, None])
+
+
+class Kept(NamedTuple):
+    """What the filters leave of n rows: the tokens whose logit is greater than `edge`, and of those whose logit equals
+    it the `num_ties` with the lowest ids.
+
+    Args:
+        edge: float32 [n].
+        num_ties: int64 [n]; the size of the vocabulary stands for all.
+        lists: rows all of whose tokens left (but for those of probability 0) are in a list: int64 [m] their places
+            among the n, float32 [m, length] the largest logits of each, descending, and int64 [m, length] their tokens.
+        unlisted: int64, the places of the other rows.
+    """
+
+    edge: torch.Tensor
+    num_ties: torch.Tensor
+    lists: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]
+    unlisted: np.ndarray
+
+
+class Filters(Feature):
+    """`top_k`: the k most likely tokens and those that tie with the k-th; `top_p`: of these the smallest set of most
+    likely ones with this probability; `min_p`: of these the ones at least min_p times as likely as the most likely
+    (Nguyen et al., "Turning up the heat: min-p sampling", 2024)."""
+
+    def __init__(self, vocab_size: int, num_rows: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._top_k = RowArray(num_rows, np.int64, 0, device)
+        self._top_p = RowArray(num_rows, np.float64, 1.0, device)
+        self._log_min_p = RowArray(num_rows, np.float32, -np.inf, device)
+
+    def add(self, new: NewRow) -> bool:
+        params = new.params
+        top_k = params.top_k if 0 < params.top_k < self._vocab_size else 0
+        if not top_k and params.top_p >= 1 and params.min_p <= 0:
+            return False
+        self._top_k.set(new.row, top_k)
+        self._top_p.set(new.row, params.top_p)
+        self._log_min_p.set(new.row, np.log(params.min_p) if params.min_p > 0 else -np.inf)
+        return True
+
+    def remove(self, row: int) -> None:
+        for numbers in (self._top_k, self._top_p, self._log_min_p):
+            numbers.reset(row)
+
+    def find(self, rows: np.ndarray, logits: torch.Tensor, peaks: torch.Tensor) -> Kept:
+        """What is left of rows of logits.
+
+        Args:
+            rows: int64 [n], row numbers.
+            logits: float32 [n, vocab], after the temperature; not changed.
+            peaks: float32 [n], the largest logit of each row. Rows where it is not finite get a meaningless result.
+        """
+        device = logits.device
+        top_k = self._top_k.host[rows]
+        # Each row looks only at as much of the list as it would have alone.
+        lengths = np.where((top_k > 0) & (top_k <= LONG_LIST - TIE_ROOM), top_k + TIE_ROOM, SHORT_LIST)
+        lengths = np.minimum(lengths, self._vocab_size)
+        values, token_ids = top_tokens(logits, int(lengths.max()))
+        kth = self._kth_largest(rows, logits, values)
+        floor = torch.maximum(kth, peaks + self._log_min_p.on_device(rows))
+        with_nucleus = (self._top_p.host[rows] < 1) & torch.isfinite(peaks).cpu().numpy()
+        if not with_nucleus.any():
+            listed = _is_closed(values, lengths, floor)
+            lists = _listed(np.arange(len(rows)), listed, values, token_ids)
+            return Kept(floor, torch.full_like(token_ids[:, 0], self._vocab_size), lists, np.flatnonzero(~listed))
+
+        # What top_p is a share of: the probability, relative to the peak's, of the tokens that top_k leaves.
+        wanted = _weights(values, peaks, kth).cumsum_(-1)[:, -1]
+        whole = np.flatnonzero(with_nucleus & ((top_k == 0) | ~_is_closed(values, lengths, kth)))
+        if len(whole):
+            places = to_device(whole, device)
+            probs = _at_least(select_rows(logits, whole), kth[places], bool(top_k[whole].any())).softmax(-1)
+            wanted[places] = chunk_sums(probs).sum(-1) / probs.amax(-1)
+        wanted = wanted * self._top_p.on_device(rows)
+        wanted[to_device(np.flatnonzero(~with_nucleus), device)] = torch.inf
+
+        edge, num_ties = _cut(values, peaks, kth, floor, wanted, self._vocab_size)
+        listed = _is_closed(values, lengths, edge)
+        lists = _listed(np.arange(len(rows)), listed, values, token_ids)
+        longer = np.flatnonzero(with_nucleus & ~listed)
+        if len(longer) and self._vocab_size > LONG_LIST:
+            places = to_device(longer, device)
+            values, token_ids = top_tokens(select_rows(logits, longer), LONG_LIST)
+            edge[places], num_ties[places] = _cut(
+                values, peaks[places], kth[places], floor[places], wanted[places], self._vocab_size
+            )
+            in_long = _is_closed(values, np.full(len(longer), LONG_LIST), edge[places])
+            lists += _listed(longer, in_long, values, token_ids)
+            listed[longer] = in_long
+            longer = longer[~in_long]
+        if len(longer):
+            places = to_device(longer, device)
+            survivors = _at_least(select_rows(logits, longer), kth[places], bool(top_k[longer].any()))
+            found, ties = nucleus(survivors, self._top_p.on_device(rows[longer]))
+            inner = found >= floor[places]
+            edge[places] = torch.where(inner, found, floor[places])
+            num_ties[places] = torch.where(inner, ties, self._vocab_size)
+        return Kept(edge, num_ties, lists, np.flatnonzero(~listed))
+
+    def _kth_largest(self, rows: np.ndarray, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The top_k-th largest logit of each row, from the list where it is there; -inf without top_k."""
+        k = self._top_k.on_device(rows)[:, None]
+        kth = values.gather(1, (k - 1).clamp_(0, values.shape[1] - 1)).masked_fill_(k == 0, -torch.inf)[:, 0]
+        beyond = np.flatnonzero(self._top_k.host[rows] > values.shape[1])
+        if len(beyond):
+            places = to_device(beyond, logits.device)
+            best, _ = top_tokens(select_rows(logits, beyond), int(self._top_k.host[rows[beyond]].max()))
+            kth[places] = best.gather(1, k[places] - 1)[:, 0]
+        return kth
+
+
+def _at_least(logits: torch.Tensor, floor: torch.Tensor, has_floor: bool) -> torch.Tensor:
+    """Logits [n, vocab] with those below the floor [n] at -inf; a copy, if there are any."""
+    return logits.masked_fill(logits < floor[:, None], -torch.inf) if has_floor else logits
+
+
+def _is_closed(values: torch.Tensor, lengths: np.ndarray, edge: torch.Tensor) -> np.ndarray:
+    """Whether the first `lengths` of descending values [n, m] hold every finite logit from `edge` upwards, bool [n]."""
+    last = values.gather(1, to_device(lengths - 1, values.device)[:, None])[:, 0]
+    return ((last < edge) | (last == -torch.inf)).cpu().numpy()
+
+
+def _listed(
+    places: np.ndarray, listed: np.ndarray, values: torch.Tensor, token_ids: torch.Tensor
+) -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    chosen = np.flatnonzero(listed)
+    return [(places[chosen], select_rows(values, chosen), select_rows(token_ids, chosen))] if len(chosen) else []
+
+
+def _weights(values: torch.Tensor, peaks: torch.Tensor, kth: torch.Tensor) -> torch.Tensor:
+    """Probabilities relative to the peak's, float64 [n, m]; 0 below the k-th. Exponentials are in double precision
+    because the last bit of vectorised ones depends on where in memory they stand."""
+    return (values.double() - peaks[:, None]).exp_().masked_fill_(values < kth[:, None], 0)
+
+
+def _cut(
+    values: torch.Tensor, peaks: torch.Tensor, kth: torch.Tensor, floor: torch.Tensor, wanted: torch.Tensor, vocab: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Edge and number of ties (see `Kept`) of the nucleus, provided that it lies within the list.
+
+    Args:
+        values: float32 [n, m], descending.
+        kth: float32 [n]: smaller logits do not count for the nucleus.
+        floor: float32 [n]: smaller logits are dropped in any case.
+        wanted: float64 [n]: weight at which the nucleus is full; inf without top_p.
+    """
+    before = _weights(values, peaks, kth).cumsum_(-1).roll(1, -1)
+    before[:, 0] = 0
+    found, ties = edge_of(values, (before < wanted[:, None]).sum(-1).clamp_(min=1), vocab)
+    inner = (found >= floor) & torch.isfinite(wanted)
+    return torch.where(inner, found, floor), torch.where(inner, ties, vocab)
+
+
+def drop_filtered(logits: torch.Tensor, edge: torch.Tensor, num_ties: torch.Tensor) -> None:
+    """Sets, in place, to -inf what filters do not leave (see `Kept`) of float32 [n, vocab]."""
+    logits.masked_fill_(logits < edge[:, None], -torch.inf)
+    cut = (num_ties < logits.shape[1]).nonzero().flatten()
+    if len(cut):
+        ties = logits[cut] == edge[cut, None]
+        places, token_ids = (ties & (ties.cumsum(-1, dtype=torch.int32) > num_ties[cut, None])).nonzero(as_tuple=True)
+        logits[cut[places], token_ids] = -torch.inf
+
+
+def is_greedy(new: NewRow) -> bool:
+    return new.params.sampling_type == SamplingType.GREEDY

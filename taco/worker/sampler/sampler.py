@@ -1,0 +1,330 @@
+"""The sampler: draws the next token of each row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from taco.kernels.sampling import max_token
+from taco.plan import LogprobRows, NewRow
+from taco.worker.sampler.constraints import (
+    AllowedTokens,
+    BannedPhrases,
+    BannedTokens,
+    LogitBias,
+    MinTokens,
+    NoRepeatNgrams,
+)
+from taco.worker.sampler.draw import Draw, draw, draw_filtered
+from taco.worker.sampler.feature import Feature, Selection
+from taco.worker.sampler.filters import Filters, Temperature, drop_filtered
+from taco.worker.sampler.logprobs import Logprobs, Scores, to_host
+from taco.worker.sampler.penalties import Penalties
+from taco.worker.sampler.processors import LogitsProcessors
+from taco.worker.sampler.tables import select_rows, to_device
+
+# Logits handled at a time. Temporaries are at most six times as large, in bytes: 100 MB on a CPU, where smaller blocks
+# also stay in the cache.
+BLOCK_ENTRIES_CPU = 1 << 22
+BLOCK_ENTRIES = 1 << 24
+
+
+@dataclass
+class SamplerOutput:
+    """What one call of `Sampler.sample` drew.
+
+    Args:
+        token_ids: int64 [N] on the device; some valid id where the row has an error.
+        peaks: float32 [N] on the device, the largest logit of each row after all edits.
+        processor_errors: by position, what went wrong in callers' logits processors.
+        scores: positions, and the log-probabilities at them.
+    """
+
+    token_ids: torch.Tensor
+    peaks: torch.Tensor
+    processor_errors: dict[int, str] = field(default_factory=dict)
+    scores: list[tuple[np.ndarray, Scores]] = field(default_factory=list)
+
+    @cached_property
+    def errors(self) -> dict[int, str]:
+        """Position -> why no token could be drawn there; waits for the device."""
+        peaks = self.peaks.cpu().numpy()
+        errors = {}
+        for position in np.flatnonzero(~np.isfinite(peaks)).tolist():
+            if peaks[position] == -np.inf:
+                errors[position] = (
+                    "every token is ruled out (all logits are -inf): together, the constraints of this request "
+                    "(allowed_token_ids, bad_words, min_tokens, no_repeat_ngram_size, logits processors) leave none"
+                )
+            else:
+                errors[position] = "the logits are not finite (NaN or +inf), so no token can be drawn"
+        return errors | self.processor_errors
+
+    def logprob_rows(self) -> dict[int, LogprobRows]:
+        """Position -> the log-probabilities of the token drawn there, for the rows that asked; waits for the device."""
+        rows = {}
+        for (positions, _), part in zip(self.scores, to_host([scores for _, scores in self.scores]), strict=True):
+            for index, position in enumerate(positions.tolist()):
+                rows[position] = part[index : index + 1]
+        return rows
+
+
+class Sampler:
+    """Draws tokens for rows, each with its own parameters.
+
+    Logits go through, in this order: the caller's logits processors, allowed ids, bad words, n-grams, logit bias,
+    minimum length; penalties; temperature; top-k, top-p, min-p. Then the most likely token is taken (greedy rows), or
+    one is drawn. A row's result depends on its logits, its parameters, its tokens and its seed, not on its neighbours.
+
+    The sampler counts the tokens of a row by itself: those it was given by `add` and `append`, and those that it drew
+    and that were not appended yet. So it may be called again before the last tokens are known to the host. A row number
+    may occur several times in one call (speculation): its logits then belong to consecutive positions.
+
+    Args:
+        vocab_size: columns of the logits.
+        max_num_rows: row numbers are below this.
+        device: of the logits.
+        logprobs_mode: see `taco.worker.sampler.logprobs.Logprobs`.
+        rank_counts_ties: likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_num_rows: int,
+        device: torch.device,
+        logprobs_mode: str = "processed_logprobs",
+        rank_counts_ties: bool = False,
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._block_rows = max(1, (BLOCK_ENTRIES_CPU if device.type == "cpu" else BLOCK_ENTRIES) // vocab_size)
+        self._processors = LogitsProcessors()
+        self._temperature = Temperature(max_num_rows, device)
+        self._filters = Filters(vocab_size, max_num_rows, device)
+        self._draw = Draw(max_num_rows)
+        self._logprobs = Logprobs(vocab_size, max_num_rows, logprobs_mode, rank_counts_ties)
+        self._edits: tuple[Feature, ...] = (
+            self._processors,
+            AllowedTokens(vocab_size, max_num_rows),
+            BannedTokens(vocab_size, max_num_rows),
+            BannedPhrases(vocab_size, max_num_rows),
+            NoRepeatNgrams(vocab_size, max_num_rows),
+            LogitBias(vocab_size, max_num_rows),
+            MinTokens(vocab_size, max_num_rows),
+            Penalties(vocab_size, max_num_rows, device),
+            self._temperature,
+        )
+        self._features: tuple[Feature, ...] = (*self._edits, self._filters, self._draw, self._logprobs)
+        self._bits = {feature: 1 << index for index, feature in enumerate(self._features)}
+        self._edit_bits = sum(self._bits[feature] for feature in self._edits)
+        self._output_bits = sum(bit for feature, bit in self._bits.items() if feature.follows_output)
+
+        self._in_use = np.zeros(max_num_rows, bool)
+        self._uses = np.zeros(max_num_rows, np.int64)  # bits of the features that the row uses
+        self._num_prompt_tokens = np.zeros(max_num_rows, np.int64)
+        self._num_tokens = np.zeros(max_num_rows, np.int64)  # prompt and output, as far as the host knows them
+        self._num_drawn = np.zeros(max_num_rows, np.int64)  # drawn after those
+        self._prompt_logprobs = np.zeros(max_num_rows, np.int64)
+
+    # Rows
+
+    def add(self, new: NewRow) -> None:
+        """Takes a row in; its number must be free."""
+        row = new.row
+        assert not self._in_use[row], f"row {row} is in use"
+        self._in_use[row] = True
+        self._num_prompt_tokens[row] = new.num_prompt_tokens
+        self._num_tokens[row] = len(new.token_ids)
+        self._num_drawn[row] = 0
+        self._prompt_logprobs[row] = new.params.prompt_logprobs or 0
+        self._uses[row] = sum(bit for feature, bit in self._bits.items() if feature.add(new))
+
+    def remove(self, row: int) -> None:
+        """Forgets a row."""
+        assert self._in_use[row], f"row {row} is not in use"
+        for feature in self._used_by(row):
+            feature.remove(row)
+        self._uses[row] = 0
+        self._in_use[row] = False
+
+    def append(self, rows: Sequence[int], token_ids: Sequence[list[int]]) -> None:
+        """Tokens that were drawn for distinct rows and are known to the host now; also accepted drafts."""
+        index = np.asarray(rows, np.int64)
+        counts = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
+        self._num_tokens[index] += counts
+        self._num_drawn[index] = np.maximum(self._num_drawn[index] - counts, 0)
+        for place in np.flatnonzero(self._uses[index] & self._output_bits).tolist():
+            for feature in self._used_by(rows[place]):
+                if feature.follows_output:
+                    feature.append(rows[place], token_ids[place])
+
+    def rollback(self, row: int, num_tokens: int) -> None:
+        """Forgets the last `num_tokens` tokens of a row: first those drawn and not appended, then appended ones."""
+        drawn = min(num_tokens, int(self._num_drawn[row]))
+        self._num_drawn[row] -= drawn
+        num_tokens -= drawn
+        if num_tokens:
+            self._num_tokens[row] -= num_tokens
+            assert self._num_tokens[row] >= self._num_prompt_tokens[row], f"row {row} has no so many output tokens"
+            for feature in self._used_by(row):
+                if feature.follows_output:
+                    feature.rollback(row, num_tokens)
+
+    def needs_host_tokens(self, row: int) -> bool:
+        """Whether tokens drawn for the row must be appended before its next draw."""
+        return bool(self._uses[row] & self._output_bits)
+
+    def _used_by(self, row: int) -> Iterator[Feature]:
+        uses = int(self._uses[row])
+        return (feature for feature, bit in self._bits.items() if uses & bit)
+
+    # Tokens
+
+    def sample(self, rows: Sequence[int], logits: torch.Tensor) -> SamplerOutput:
+        """Draws a token for each row of logits.
+
+        Args:
+            rows: row numbers, N >= 1.
+            logits: float32 [N, vocab], contiguous, on the device; may be changed.
+        """
+        index = np.asarray(rows, np.int64)
+        assert logits.shape == (len(index), self._vocab_size) and logits.dtype == torch.float32, logits.shape
+        ahead = self._num_drawn[index]
+        counts = np.bincount(index, minlength=len(self._num_drawn))
+        if counts.max() > 1:
+            ahead = ahead + _earlier_occurrences(index)
+        self._num_drawn += counts
+        positions = self._num_tokens[index] + ahead
+        block = self._block_rows
+        outputs = []
+        for start in range(0, len(index), block):
+            part = slice(start, start + block)
+            outputs.append(self._sample_block(index[part], positions[part], logits[part]))
+        if len(outputs) == 1:
+            return outputs[0]
+        whole = SamplerOutput(
+            torch.cat([output.token_ids for output in outputs]), torch.cat([output.peaks for output in outputs])
+        )
+        for start, output in zip(range(0, len(index), block), outputs, strict=True):
+            whole.processor_errors.update({start + place: text for place, text in output.processor_errors.items()})
+            whole.scores += [(start + places, scores) for places, scores in output.scores]
+        return whole
+
+    def _sample_block(self, rows: np.ndarray, positions: np.ndarray, logits: torch.Tensor) -> SamplerOutput:
+        uses = self._uses[rows]
+        used = int(np.bitwise_or.reduce(uses))
+
+        def select(feature: Feature) -> Selection | None:
+            bit = self._bits[feature]
+            if not used & bit:
+                return None
+            places = np.flatnonzero(uses & bit)
+            chosen = rows[places]
+            return Selection(places, chosen, positions[places] - self._num_prompt_tokens[chosen])
+
+        scored = select(self._logprobs)
+        reported = None  # logits whose log-probabilities are reported, of the `scored` rows
+        if scored is not None and self._logprobs.raw:
+            reported = select_rows(logits, scored.positions)
+            if reported is logits and used & self._edit_bits:
+                reported = logits.clone()
+        for feature in self._edits:
+            selection = select(feature)
+            if selection is not None:
+                feature.apply(selection, logits)
+        peaks, token_ids = max_token(logits)
+        output = SamplerOutput(token_ids, peaks, self._processors.take_errors())
+
+        if used & (self._bits[self._draw] | self._bits[self._filters]):
+            self._draw_tokens(rows, positions, uses, logits, output)
+        if scored is not None:
+            if reported is None:
+                reported = select_rows(logits, scored.positions)
+            own = select_rows(token_ids, scored.positions)
+            output.scores += self._logprobs.collect(scored, reported, own)
+        return output
+
+    def _draw_tokens(
+        self, rows: np.ndarray, positions: np.ndarray, uses: np.ndarray, logits: torch.Tensor, output: SamplerOutput
+    ) -> None:
+        """Replaces the most likely tokens of random rows by drawn ones; applies filters where they are reported."""
+        device = logits.device
+        is_random = uses & self._bits[self._draw] != 0
+        is_filtered = uses & self._bits[self._filters] != 0
+        is_reported = (uses & self._bits[self._logprobs] != 0) & (not self._logprobs.raw)
+        uniforms = self._draw.uniforms(rows, positions, device)
+        plain = np.flatnonzero(is_random & ~is_filtered)
+        if len(plain):
+            drawn = draw(select_rows(logits, plain), select_rows(uniforms, plain))
+            output.token_ids.index_copy_(0, to_device(plain, device), drawn)
+        filtered = np.flatnonzero(is_filtered & (is_random | is_reported))
+        if len(filtered):
+            candidates, peaks = select_rows(logits, filtered), select_rows(output.peaks, filtered)
+            kept = self._filters.find(rows[filtered], candidates, peaks)
+            drawn = draw_filtered(candidates, peaks, kept, select_rows(uniforms, filtered))
+            chosen = np.flatnonzero(is_random[filtered])
+            output.token_ids.index_copy_(0, to_device(filtered[chosen], device), select_rows(drawn, chosen))
+            chosen = np.flatnonzero(is_reported[filtered])
+            if len(chosen):
+                places = to_device(chosen, device)
+                survivors = select_rows(candidates, chosen)
+                drop_filtered(survivors, kept.edge[places], kept.num_ties[places])
+                if survivors is not logits:
+                    logits.index_copy_(0, to_device(filtered[chosen], device), survivors)
+
+    # The prompt
+
+    def prompt_logprobs(self, row: int, logits: torch.Tensor, next_token_ids: Sequence[int]) -> LogprobRows:
+        """Log-probabilities of prompt tokens.
+
+        As vLLM 0.6 does, "processed" applies temperature and filters to the prompt, but no other edits.
+
+        Args:
+            row: row number.
+            logits: float32 [M, vocab], M >= 1, at the positions before these tokens; not changed.
+            next_token_ids: the M tokens.
+        """
+        token_ids = to_device(np.asarray(next_token_ids, np.int64), logits.device)
+        scores = []
+        for start in range(0, len(logits), self._block_rows):
+            part = slice(start, start + self._block_rows)
+            processed = logits[part] if self._logprobs.raw else self._process_prompt(row, logits[part])
+            scores.append(self._logprobs.score_prompt(processed, token_ids[part], int(self._prompt_logprobs[row])))
+        parts = to_host(scores)
+        if len(parts) == 1:
+            return parts[0]
+        return LogprobRows(
+            np.concatenate([part.token_ids for part in parts]),
+            np.concatenate([part.logprobs for part in parts]),
+            np.concatenate([part.ranks for part in parts]),
+        )
+
+    def _process_prompt(self, row: int, logits: torch.Tensor) -> torch.Tensor:
+        uses = int(self._uses[row])
+        if not uses & (self._bits[self._temperature] | self._bits[self._filters]):
+            return logits
+        logits = logits.clone()
+        places = np.arange(len(logits))
+        rows = np.full(len(logits), row)
+        if uses & self._bits[self._temperature]:
+            self._temperature.apply(Selection(places, rows, places), logits)
+        if uses & self._bits[self._filters]:
+            kept = self._filters.find(rows, logits, logits.amax(-1))
+            drop_filtered(logits, kept.edge, kept.num_ties)
+        return logits
+
+
+def _earlier_occurrences(rows: np.ndarray) -> np.ndarray:
+    """For each entry, how many equal ones stand before it, int64 [N]."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    first = np.r_[True, ordered[1:] != ordered[:-1]]
+    places = np.arange(len(rows))
+    counts = np.empty_like(places)
+    counts[order] = places - np.maximum.accumulate(np.where(first, places, 0))
+    return counts

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from taco.worker.kv_cache import KVCache, lazy_zeros
+
+
+def make_cache(num_blocks=6, num_host_blocks=4, **options):
+    options = {"num_layers": 2, "num_kv_heads": 2, "block_size": 4, "head_dim": 8, "dtype": torch.float32} | options
+    return KVCache(num_blocks=num_blocks, num_host_blocks=num_host_blocks, device=torch.device("cpu"), **options)
+
+
+def fill(cache):
+    """Gives every block of every tensor a number of its own."""
+    for i, tensor in enumerate(tensor for layer in cache.layers for tensor in layer):
+        tensor.copy_((torch.arange(len(tensor)) + 100 * i).view(-1, 1, 1, 1).expand_as(tensor))
+
+
+def numbers(cache, block):
+    tensors = [tensor for layer in cache.layers for tensor in layer]
+    assert all((tensor[block] == tensor[block, 0, 0, 0]).all() for tensor in tensors)
+    return [int(tensor[block, 0, 0, 0]) for tensor in tensors]
+
+
+def test_swapping_out_and_in_brings_content_to_another_block():
+    cache = make_cache()
+    fill(cache)
+    cache.swap_out([(1, 3), (5, 0)])
+    for block in (1, 5):
+        for layer in cache.layers:
+            for tensor in layer:
+                tensor[block] = -1
+    cache.swap_in([(3, 2), (0, 1)])
+    assert numbers(cache, 2) == [1, 101, 201, 301]
+    assert numbers(cache, 1) == [5, 105, 205, 305]
+    assert numbers(cache, 4) == [4, 104, 204, 304]
+
+
+def test_copying_leaves_the_source():
+    cache = make_cache()
+    fill(cache)
+    cache.copy([(1, 2), (1, 3)])
+    assert numbers(cache, 1) == numbers(cache, 2) == numbers(cache, 3) == [1, 101, 201, 301]
+
+
+def test_cleared_blocks_are_zero_and_others_are_not():
+    cache = make_cache()
+    fill(cache)
+    cache.layers[0][0][2] = float("nan")
+    cache.clear([2])
+    assert numbers(cache, 2) == [0, 0, 0, 0]
+    assert numbers(cache, 3) == [3, 103, 203, 303]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_per_block_is_what_a_block_takes(dtype):
+    cache = make_cache(dtype=dtype)
+    total = sum(tensor[0].nbytes for layer in cache.layers for tensor in layer)
+    assert KVCache.bytes_per_block(2, 2, 4, 8, dtype) == total
+
+
+def test_memory_is_taken_when_it_is_written():
+    before = psutil.Process().memory_info().rss
+    tensor = lazy_zeros((256, 1 << 20), torch.uint8)
+    assert psutil.Process().memory_info().rss - before < 64 << 20
+    tensor[:128].fill_(1)
+    assert psutil.Process().memory_info().rss - before > 64 << 20
+    assert int(tensor[200].sum()) == 0

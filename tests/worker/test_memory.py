@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from taco.errors import OutOfMemoryError
+from taco.worker import memory
+
+SHAPE = memory.CacheGeometry(num_layers=2, num_kv_heads=2, head_dim=8, block_bytes=1000)
+
+
+def make_config(*, max_model_len=100, max_num_seqs=4, device="cpu", fit=False, **cache):
+    cache = {"block_size": 16, "num_gpu_blocks_override": None, "kv_cache_memory_bytes": None, "cpu_kv_cache_bytes": None} | cache
+    return SimpleNamespace(
+        cache_config=SimpleNamespace(**cache),
+        scheduler_config=SimpleNamespace(max_model_len=max_model_len, max_num_seqs=max_num_seqs),
+        model_config=SimpleNamespace(fit_max_model_len=fit),
+        device_config=SimpleNamespace(device=device),
+    )
+
+
+def test_the_budget_is_spent_but_not_on_blocks_nobody_could_use():
+    assert memory.num_blocks(make_config(), SHAPE, 20_500) == 20
+    assert memory.num_blocks(make_config(), SHAPE, 10**9) == 1 + 4 * 7
+
+
+@pytest.mark.parametrize("budget", [0, 999, 7_999])
+def test_too_small_a_budget_fails_with_arguments_that_work(budget):
+    with pytest.raises(OutOfMemoryError) as caught:
+        memory.num_blocks(make_config(), SHAPE, budget)
+    text = str(caught.value)
+    assert "kv_cache_memory_bytes=8000" in text
+    assert memory.num_blocks(make_config(), SHAPE, 8000) == 8
+    if budget > 2000:
+        fitting = int(text.split("Pass max_model_len=")[1].split()[0])
+        assert memory.num_blocks(make_config(max_model_len=fitting), SHAPE, budget)
+        with pytest.raises(OutOfMemoryError):
+            memory.num_blocks(make_config(max_model_len=fitting + 1), SHAPE, budget)
+
+
+def test_an_override_that_is_too_small_names_one_that_works():
+    with pytest.raises(OutOfMemoryError, match="num_gpu_blocks_override=8 or more"):
+        memory.num_blocks(make_config(num_gpu_blocks_override=7), SHAPE, 0)
+    assert memory.num_blocks(make_config(num_gpu_blocks_override=8), SHAPE, 0) == 8
+
+
+def test_a_length_left_to_us_is_fitted():
+    assert memory.num_blocks(make_config(fit=True), SHAPE, 3500) == 3
+
+
+def test_the_cpu_budget_is_as_stated_or_modest(monkeypatch):
+    monkeypatch.setattr(memory, "available_host_bytes", lambda: 6 * memory.GIB)
+    assert memory.cpu_kv_budget(make_config()) == 3 * memory.GIB
+    assert memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=5)) == 5
+    assert memory.cpu_kv_budget(make_config(cpu_kv_cache_bytes=6)) == 6
+    with pytest.raises(OutOfMemoryError, match=f"kv_cache_memory_bytes={3 * memory.GIB} or less"):
+        memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=7 * memory.GIB))
+    monkeypatch.setattr(memory, "available_host_bytes", lambda: 100 * memory.GIB)
+    assert memory.cpu_kv_budget(make_config()) == memory.DEFAULT_CPU_KV_BYTES
+
+
+def test_available_memory_is_plausible():
+    assert 10 << 20 < memory.available_host_bytes() < 1 << 50
+
+
+def test_logits_slices_keep_to_their_budget():
+    for vocab_size in (100, 49152, 262144, 10**9):
+        rows = memory.logits_rows(vocab_size, "cpu")
+        assert rows >= 1 and (rows == 1 or rows * vocab_size * 4 <= memory.LOGITS_BYTES["cpu"])
