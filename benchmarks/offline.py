@@ -33,6 +33,7 @@ import transformers
 
 from taco import LLM, SamplingParams, __version__
 from taco.entrypoints.demo_model import packaged_model
+from taco.kernels.linear import linear, pack_weight
 
 NEW_TOKENS = {"W1": 128, "W2": 64, "W3": 8, "W4": 16}
 PEER_BATCH = {"W1": 1, "W2": 64, "W3": 8, "W4": 64}
@@ -145,8 +146,8 @@ def machine_limits(dtype: torch.dtype) -> tuple[float, float]:
     bandwidth = block.numel() * 4 / median_time(lambda: block.sum())
     del block
     x, w = torch.randn(256, 576).to(dtype), torch.randn(3072, 576).to(dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(w.to_mkldnn(), 256)
-    product = median_time(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""), 50)
+    packed = pack_weight(w)
+    product = median_time(lambda: linear(x, packed), 50)
     return bandwidth, 2 * 256 * 576 * 3072 / product
 
 

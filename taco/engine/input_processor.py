@@ -564,8 +564,8 @@ class InputProcessor:
         params.validate_supported()
         if params.prompt_logprob_token_ids is not None:
             raise UnsupportedFeatureError(
-                "prompt_logprob_token_ids is not supported: this version of taco does not have log-probabilities of given "
-                "tokens at the positions of a prompt. Use prompt_logprobs.",
+                "prompt_logprob_token_ids is not supported: this version of taco does not have log-probabilities of "
+                "given tokens at the positions of a prompt. Use prompt_logprobs.",
                 parameter="prompt_logprob_token_ids",
             )
         if self.tokenizer is None:

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from taco.config import ModelConfig
 from taco.engine.arg_utils import EngineArgs
-from taco.engine.input_processor import ParamsCache, PreparedPrompt, TokenizeOptions, error_output, without_frames
+from taco.engine.input_processor import ParamsCache, PreparedPrompt, TokenizeOptions, error_output
 from taco.engine.llm_engine import LLMEngine
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
 from taco.entrypoints.progress import Progress
@@ -509,6 +509,7 @@ class _Batch:
                     outputs.append(output)
                 if not unfinished:
                     break
+                assert self._engine.has_unfinished_requests()
                 for output in self._engine.step():
                     index = unfinished.pop(output.request_id)
                     if output.error is not None and self._raises:
@@ -551,10 +552,12 @@ def _drain(rows: deque[_Row]) -> Iterator[_Row]:
 def _render(conversations: Iterable[object], renderer: ChatRenderer) -> Iterator[object]:
     """The text of each conversation, or what is wrong with it."""
     for conversation in conversations:
+        prompt: object
         try:
-            yield renderer.render(conversation)
+            prompt = renderer.render(conversation)
         except TacoValidationError as error:
-            yield without_frames(error)
+            prompt = error
+        yield prompt
 
 
 def _check_names(kwargs: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from taco.kernels.dispatch import op
 MAX_CHUNK = 128  # entries a chunk when looking for the largest entry
 TOP_CHUNKING = 16  # entries a chunk when looking for the k largest
 SUM_CHUNK = 256  # entries that are summed in float32 before float64 takes over
-NUCLEUS_BUCKETS = 1024
+NUCLEUS_BUCKETS = 2048
 NUCLEUS_BUCKETS_PER_NAT = 64.0
 NUCLEUS_BLOCK = 1 << 19  # entries handled at a time, so that temporaries stay small
 
@@ -74,7 +74,7 @@ def top_tokens(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 def _top_tokens_cpu(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     # The k largest entries lie in the k chunks with the largest maxima. Chunk i holds the entries i, i + num_chunks,
     # i + 2 * num_chunks, ...: maxima over that stride need no shuffling within SIMD registers.
-    num_rows, vocab = logits.shape
+    vocab = logits.shape[1]
     if logits.device.type != "cpu" or 2 * k * TOP_CHUNKING > vocab:
         return NotImplemented
     num_chunks = vocab // TOP_CHUNKING
@@ -82,12 +82,12 @@ def _top_tokens_cpu(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.T
     grid = logits[:, :whole].unflatten(1, (TOP_CHUNKING, num_chunks))
     chunks = grid.amax(1).topk(k, sorted=False).indices  # [N, k]
     picked = grid.gather(2, chunks[:, None].expand(-1, TOP_CHUNKING, -1)).flatten(1)
-    picked_ids = (chunks[:, None] + torch.arange(0, whole, num_chunks)[None, :, None]).flatten(1)
     if whole < vocab:
         picked = torch.cat((picked, logits[:, whole:]), 1)
-        picked_ids = torch.cat((picked_ids, torch.arange(whole, vocab).expand(num_rows, -1)), 1)
     values, places = picked.topk(k)
-    return values, picked_ids.gather(1, places)
+    lines = places // k
+    ids = lines * num_chunks + chunks.gather(1, places - lines * k)
+    return values, torch.where(lines < TOP_CHUNKING, ids, places + (whole - TOP_CHUNKING * k))
 
 
 def best_tokens(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,20 +109,15 @@ def best_tokens(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     values, ids = values[:, :k].contiguous(), ids[:, :k].contiguous()
     if len(cut):
         last = values[cut, -1:]
-        num_above = (values[cut] > last).sum(-1)
-        rows, tied_ids = (scores[cut] == last).nonzero(as_tuple=True)  # ascending within a row
-        places = num_above[rows] + _rank_in_segment(rows, len(cut))
-        fits = places < k
-        ids[cut[rows[fits]], places[fits]] = tied_ids[fits]
+        num_above = (values[cut] > last).sum(-1, keepdim=True)
+        # Ids are exact in float32 up to 2**24.
+        falling = -torch.arange(vocab, dtype=torch.float32, device=scores.device)
+        _, tied_ids = top_tokens(torch.where(scores[cut] == last, falling, -torch.inf), k)
+        place = torch.arange(k, device=scores.device) - num_above
+        ids[cut] = torch.where(place < 0, ids[cut], tied_ids.gather(1, place.clamp(min=0)))
     ids, by_id = ids.sort(-1)
     values, by_value = values.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
     return values, ids.gather(1, by_value)
-
-
-def _rank_in_segment(rows: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """For ascending row numbers [T]: how many entries of the same row stand before each, int64 [T]."""
-    counts = torch.zeros(num_rows, dtype=torch.int64, device=rows.device).index_add_(0, rows, torch.ones_like(rows))
-    return torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
 
 
 @op
@@ -196,8 +191,9 @@ def _nucleus_histogram(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch
     wanted = top_p[:, None] * mass[:, -1:]
     last = torch.searchsorted(mass, wanted)  # the first bucket at whose end the wanted mass is reached
     rows, ids = np.divmod(np.flatnonzero(buckets.numpy() == last.numpy()), logits.shape[1])
-    places = _rank_in_segment(torch.from_numpy(rows), num_rows)
-    values = torch.full((num_rows, int(places.max()) + 1), -torch.inf)
+    counts = np.bincount(rows, minlength=num_rows)
+    places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
+    values = torch.full((num_rows, int(counts.max())), -torch.inf)
     weights = torch.zeros_like(values)
     values[rows, places] = logits[rows, ids]
     weights[rows, places] = probs[rows, ids]

@@ -225,7 +225,10 @@ def _spell_spaces(tokens: Sequence[str]) -> list[str]:
 
 def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
     """Ids of the tokens; of two equal tokens, the first is meant."""
-    return {token: len(tokens) - 1 - i for i, token in enumerate(reversed(tokens))}
+    vocab: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        vocab.setdefault(token, i)
+    return vocab
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> list[str]:

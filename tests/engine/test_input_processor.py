@@ -323,8 +323,10 @@ def test_seeds_of_rows_do_not_depend_on_bad_rows() -> None:
         rows = make_processor().process_batch(list("abc"), prompts, [SamplingParams()] * 3)
         return [None if isinstance(row, TacoValidationError) else row.children[0].seed for row in rows]
 
-    alone, beside = seeds(["x", "y", "z"]), seeds(["x", [], "z"])
-    assert (alone[0], alone[2]) == (beside[0], beside[2]) and beside[1] is None
+    alone = seeds(["x", "y", "z"])
+    for bad in ([], 3.5):
+        beside = seeds(["x", bad, "z"])
+        assert (alone[0], alone[2]) == (beside[0], beside[2]) and beside[1] is None
 
 
 def test_keys_are_spread() -> None:

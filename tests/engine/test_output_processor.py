@@ -176,6 +176,16 @@ def test_stop_string_at_the_length_limit_wins_and_needs_no_second_end() -> None:
     assert harness.stopped == []  # the scheduler has ended it already
 
 
+def test_tokens_of_a_step_in_flight_do_not_revive_a_stopped_sample() -> None:
+    harness = Harness(output_kind=FINAL, stop=".", n=2)
+    harness.feed(ids("a") + ids("."), child=0)
+    request = harness.children[0]
+    request.token_ids += ids("b")
+    assert harness.update([RequestUpdate(request, ids("b"))]) == []
+    [output] = harness.feed([*ids("c"), EOS], child=1)
+    assert [c.text for c in output.outputs] == ["a", "c"] and len(output.outputs[0].token_ids) == 2
+
+
 def test_end_of_sequence_hides_text_that_would_stop() -> None:
     harness = Harness(output_kind=FINAL, stop="</s>", skip_special_tokens=False)
     [completion] = harness.finish([*ids("a"), EOS]).outputs
@@ -202,13 +212,10 @@ def test_of_several_stop_strings_the_version_decides() -> None:
     assert find_stop(text, 6, ["there", "e"], "earliest") == ("e", 8)
     assert find_stop(text, 1, ["there"], "list") is None  # it ended before the new text
     assert find_stop(text, 1, ["there."], "list") == ("there.", 6)
-    tokens = ids("abc")
-    for version, expected in (("0.6", "bc"), ("0.33", "b")):
-        harness = Harness(output_kind=FINAL, stop=["bc", "b"], version=version)
-        harness.feed(ids("x"))
-        harness.children[0].params.stop = ["bc", "b"]
-        if len(tokens) == 1:  # one token completes both
-            assert harness.finish(tokens).outputs[0].stop_reason == expected
+    [token] = ids("<tool call>")  # one token, so both appear at once
+    for version, expected in (("0.6", "call"), ("0.33", "tool")):
+        harness = Harness(output_kind=FINAL, stop=["call", "tool"], version=version)
+        assert harness.finish([token]).outputs[0].stop_reason == expected
 
 
 @given(
@@ -421,9 +428,10 @@ def test_flat_logprobs_hold_the_same() -> None:
     assert ends[0][1][0] is None and ends[1][1][0] == {} and ends[0][1][1:] == ends[1][1][1:]
 
 
-def test_prompt_logprobs_come_in_parts_before_or_with_the_last_token() -> None:
+@pytest.mark.parametrize("kind", [FINAL, CUMULATIVE])
+def test_prompt_logprobs_come_in_parts_before_or_with_the_last_token(kind: RequestOutputKind) -> None:
     tokenizer = sentencepiece_tokenizer()
-    harness = Harness("he ab", tokenizer=tokenizer, output_kind=FINAL, prompt_logprobs=1, n=2, max_tokens=1)
+    harness = Harness("he ab", tokenizer=tokenizer, output_kind=kind, prompt_logprobs=1, n=2, max_tokens=1)
     prompt = harness.processed.prompt_token_ids
     assert len(prompt) == 3
     first, second = harness.children
@@ -433,8 +441,9 @@ def test_prompt_logprobs_come_in_parts_before_or_with_the_last_token() -> None:
         first.status = RequestStatus.FINISHED_LENGTH if position == 2 else first.status
         assert harness.update([RequestUpdate(first, [], None, rows, position)]) == []
     first.token_ids.append(5)
-    assert harness.update([RequestUpdate(first, [5])]) == []
+    harness.update([RequestUpdate(first, [5])])
     [output] = harness.feed([5], child=1)
+    assert output.finished and [c.token_ids for c in output.outputs] == [[5], [5]]
     logprobs = output.prompt_logprobs
     assert (
         logprobs is not None

@@ -64,7 +64,7 @@ def load_weights(
                 continue
             for start, block in _read_blocks(checkpoint, name):
                 rows = target[start : start + len(block)] if target.dim() else target
-                rows.copy_(block.float().add_(entry.add) if entry.add else block)
+                rows.copy_(block.float() + entry.add if entry.add else block)
         _replace(places, param_name, param)
 
 

@@ -65,7 +65,8 @@ def gguf_config_fields(header: GGUFHeader) -> dict[str, Any]:
 def _dtype(header: GGUFHeader) -> str | None:
     """What the model was saved in, if it is not quantised; norms are float32 in any file."""
     types = {tensor.type.name for tensor in header.tensors.values()} - {"F32"}
-    return {frozenset(): "float32", frozenset({"F16"}): "float16", frozenset({"BF16"}): "bfloat16"}.get(frozenset(types))
+    names = {"": "float32", "F16": "float16", "BF16": "bfloat16"}
+    return names.get(",".join(types))
 
 
 def gguf_generation_config(header: GGUFHeader) -> dict[str, Any]:

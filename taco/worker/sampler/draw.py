@@ -43,19 +43,16 @@ def draw_filtered(logits: torch.Tensor, peaks: torch.Tensor, kept: Kept, uniform
         logits: float32 [n, vocab]; not changed.
         peaks: float32 [n], the largest logit of each row.
     """
-    drawn = torch.empty_like(kept.num_ties)
-    for places, values, token_ids in kept.lists:
-        index = to_device(places, logits.device)
-        token_ids, order = token_ids.sort(-1)
-        values = values.gather(1, order)
-        edge = kept.edge[index, None]
-        ties = values == edge
-        keep = (values > edge) | (ties & (ties.cumsum(-1) <= kept.num_ties[index, None]))
-        weights = (values.double() - peaks[index, None]).exp_().masked_fill_(~keep, 0)
-        drawn[index] = token_ids.gather(1, inverse_cdf(weights, uniforms[index])[:, None])[:, 0]
-    if len(kept.unlisted):
-        index = to_device(kept.unlisted, logits.device)
-        survivors = logits[index]
-        drop_filtered(survivors, kept.edge[index], kept.num_ties[index])
-        drawn[index] = draw(survivors, uniforms[index])
+    token_ids, order = kept.token_ids.sort(-1)
+    values = kept.values.gather(1, order)
+    ties = values == kept.edge[:, None]
+    keep = (values > kept.edge[:, None]) | (ties & (ties.cumsum(-1) <= kept.num_ties[:, None]))
+    weights = (values.double() - peaks[:, None]).exp_().masked_fill_(~keep, 0)
+    drawn = token_ids.gather(1, inverse_cdf(weights, uniforms)[:, None])[:, 0]
+    unlisted = np.flatnonzero(~kept.listed)
+    if len(unlisted):
+        places = to_device(unlisted, logits.device)
+        survivors = logits[places]
+        drop_filtered(survivors, kept.edge[places], kept.num_ties[places])
+        drawn[places] = draw(survivors, uniforms[places])
     return drawn

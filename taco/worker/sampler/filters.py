@@ -18,8 +18,8 @@ from taco.sampling_params import SamplingType
 from taco.worker.sampler.feature import Feature, Selection
 from taco.worker.sampler.tables import RowArray, select_rows, to_device
 
-SHORT_LIST = 128  # length of the list of a row without top_k
-LONG_LIST = 1024  # of the second list, for rows whose nucleus ends beyond the first
+LIST_LENGTH = 128  # of a row without top_k
+LISTED_TOP_K = 1024  # with a larger top_k, a list of so many tokens would be no shortcut
 TIE_ROOM = 32  # places of a list beyond top_k, for tokens that tie with the k-th
 
 
@@ -54,15 +54,16 @@ class Kept(NamedTuple):
     Args:
         edge: float32 [n].
         num_ties: int64 [n]; the size of the vocabulary stands for all.
-        lists: rows all of whose tokens left (but for those of probability 0) are in a list: int64 [m] their places
-            among the n, float32 [m, length] the largest logits of each, descending, and int64 [m, length] their tokens.
-        unlisted: int64, the places of the other rows.
+        values: float32 [n, m]: the largest logits of each row, descending.
+        token_ids: int64 [n, m]: their tokens.
+        listed: bool [n]: every token left, but for those of probability 0, is in the row's list.
     """
 
     edge: torch.Tensor
     num_ties: torch.Tensor
-    lists: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]
-    unlisted: np.ndarray
+    values: torch.Tensor
+    token_ids: torch.Tensor
+    listed: np.ndarray
 
 
 class Filters(Feature):
@@ -101,49 +102,50 @@ class Filters(Feature):
         device = logits.device
         top_k = self._top_k.host[rows]
         # Each row looks only at as much of the list as it would have alone.
-        lengths = np.where((top_k > 0) & (top_k <= LONG_LIST - TIE_ROOM), top_k + TIE_ROOM, SHORT_LIST)
+        lengths = np.where((top_k > 0) & (top_k <= LISTED_TOP_K), top_k + TIE_ROOM, LIST_LENGTH)
         lengths = np.minimum(lengths, self._vocab_size)
         values, token_ids = top_tokens(logits, int(lengths.max()))
         kth = self._kth_largest(rows, logits, values)
         floor = torch.maximum(kth, peaks + self._log_min_p.on_device(rows))
+        edge, num_ties = floor, torch.full_like(token_ids[:, 0], self._vocab_size)
         with_nucleus = (self._top_p.host[rows] < 1) & torch.isfinite(peaks).cpu().numpy()
         if not with_nucleus.any():
-            listed = _is_closed(values, lengths, floor)
-            lists = _listed(np.arange(len(rows)), listed, values, token_ids)
-            return Kept(floor, torch.full_like(token_ids[:, 0], self._vocab_size), lists, np.flatnonzero(~listed))
+            return Kept(edge, num_ties, values, token_ids, _is_closed(values, lengths, edge))
 
-        # What top_p is a share of: the probability, relative to the peak's, of the tokens that top_k leaves.
-        wanted = _weights(values, peaks, kth).cumsum_(-1)[:, -1]
-        whole = np.flatnonzero(with_nucleus & ((top_k == 0) | ~_is_closed(values, lengths, kth)))
-        if len(whole):
-            places = to_device(whole, device)
-            probs = _at_least(select_rows(logits, whole), kth[places], bool(top_k[whole].any())).softmax(-1)
-            wanted[places] = chunk_sums(probs).sum(-1) / probs.amax(-1)
-        wanted = wanted * self._top_p.on_device(rows)
-        wanted[to_device(np.flatnonzero(~with_nucleus), device)] = torch.inf
-
-        edge, num_ties = _cut(values, peaks, kth, floor, wanted, self._vocab_size)
+        # Probabilities relative to the peak's. In double precision, because the last bit of vectorised float32
+        # exponentials depends on where in memory they stand.
+        weights = (values.double() - peaks[:, None]).exp_().masked_fill_(values < kth[:, None], 0)
+        mass = weights.cumsum_(-1)
+        total = mass[:, -1].clone()  # of the tokens that top_k leaves
+        unlisted = np.flatnonzero(with_nucleus & ((top_k == 0) | ~_is_closed(values, lengths, kth)))
+        if len(unlisted):
+            places = to_device(unlisted, device)
+            probs = self._left_by_top_k(rows, logits, kth, unlisted).softmax(-1)
+            total[places] = chunk_sums(probs).sum(-1) / probs.amax(-1)
+        top_p = self._top_p.on_device(rows)
+        before = mass.roll(1, -1)
+        before[:, 0] = 0
+        found, ties = edge_of(values, (before < (top_p * total)[:, None]).sum(-1).clamp_(min=1), self._vocab_size)
+        inner = (found >= floor) & to_device(with_nucleus, device)
+        edge, num_ties = torch.where(inner, found, floor), torch.where(inner, ties, num_ties)
         listed = _is_closed(values, lengths, edge)
-        lists = _listed(np.arange(len(rows)), listed, values, token_ids)
-        longer = np.flatnonzero(with_nucleus & ~listed)
-        if len(longer) and self._vocab_size > LONG_LIST:
-            places = to_device(longer, device)
-            values, token_ids = top_tokens(select_rows(logits, longer), LONG_LIST)
-            edge[places], num_ties[places] = _cut(
-                values, peaks[places], kth[places], floor[places], wanted[places], self._vocab_size
-            )
-            in_long = _is_closed(values, np.full(len(longer), LONG_LIST), edge[places])
-            lists += _listed(longer, in_long, values, token_ids)
-            listed[longer] = in_long
-            longer = longer[~in_long]
-        if len(longer):
-            places = to_device(longer, device)
-            survivors = _at_least(select_rows(logits, longer), kth[places], bool(top_k[longer].any()))
-            found, ties = nucleus(survivors, self._top_p.on_device(rows[longer]))
+        unlisted = np.flatnonzero(with_nucleus & ~listed)
+        if len(unlisted):
+            places = to_device(unlisted, device)
+            found, ties = nucleus(self._left_by_top_k(rows, logits, kth, unlisted), top_p[places])
             inner = found >= floor[places]
             edge[places] = torch.where(inner, found, floor[places])
             num_ties[places] = torch.where(inner, ties, self._vocab_size)
-        return Kept(edge, num_ties, lists, np.flatnonzero(~listed))
+        return Kept(edge, num_ties, values, token_ids, listed)
+
+    def _left_by_top_k(
+        self, rows: np.ndarray, logits: torch.Tensor, kth: torch.Tensor, places: np.ndarray
+    ) -> torch.Tensor:
+        """Logits of some of the rows, those below the top_k-th at -inf; a copy, except where nothing changes."""
+        chosen = select_rows(logits, places)
+        if self._top_k.host[rows[places]].any():
+            chosen = chosen.masked_fill(chosen < select_rows(kth, places)[:, None], -torch.inf)
+        return chosen
 
     def _kth_largest(self, rows: np.ndarray, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """The top_k-th largest logit of each row, from the list where it is there; -inf without top_k."""
@@ -157,46 +159,10 @@ class Filters(Feature):
         return kth
 
 
-def _at_least(logits: torch.Tensor, floor: torch.Tensor, has_floor: bool) -> torch.Tensor:
-    """Logits [n, vocab] with those below the floor [n] at -inf; a copy, if there are any."""
-    return logits.masked_fill(logits < floor[:, None], -torch.inf) if has_floor else logits
-
-
 def _is_closed(values: torch.Tensor, lengths: np.ndarray, edge: torch.Tensor) -> np.ndarray:
     """Whether the first `lengths` of descending values [n, m] hold every finite logit from `edge` upwards, bool [n]."""
     last = values.gather(1, to_device(lengths - 1, values.device)[:, None])[:, 0]
     return ((last < edge) | (last == -torch.inf)).cpu().numpy()
-
-
-def _listed(
-    places: np.ndarray, listed: np.ndarray, values: torch.Tensor, token_ids: torch.Tensor
-) -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    chosen = np.flatnonzero(listed)
-    return [(places[chosen], select_rows(values, chosen), select_rows(token_ids, chosen))] if len(chosen) else []
-
-
-def _weights(values: torch.Tensor, peaks: torch.Tensor, kth: torch.Tensor) -> torch.Tensor:
-    """Probabilities relative to the peak's, float64 [n, m]; 0 below the k-th. Exponentials are in double precision
-    because the last bit of vectorised ones depends on where in memory they stand."""
-    return (values.double() - peaks[:, None]).exp_().masked_fill_(values < kth[:, None], 0)
-
-
-def _cut(
-    values: torch.Tensor, peaks: torch.Tensor, kth: torch.Tensor, floor: torch.Tensor, wanted: torch.Tensor, vocab: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Edge and number of ties (see `Kept`) of the nucleus, provided that it lies within the list.
-
-    Args:
-        values: float32 [n, m], descending.
-        kth: float32 [n]: smaller logits do not count for the nucleus.
-        floor: float32 [n]: smaller logits are dropped in any case.
-        wanted: float64 [n]: weight at which the nucleus is full; inf without top_p.
-    """
-    before = _weights(values, peaks, kth).cumsum_(-1).roll(1, -1)
-    before[:, 0] = 0
-    found, ties = edge_of(values, (before < wanted[:, None]).sum(-1).clamp_(min=1), vocab)
-    inner = (found >= floor) & torch.isfinite(wanted)
-    return torch.where(inner, found, floor), torch.where(inner, ties, vocab)
 
 
 def drop_filtered(logits: torch.Tensor, edge: torch.Tensor, num_ties: torch.Tensor) -> None:

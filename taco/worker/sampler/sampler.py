@@ -190,14 +190,16 @@ class Sampler:
 
         Args:
             rows: row numbers, N >= 1.
-            logits: float32 [N, vocab], contiguous, on the device; may be changed.
+            logits: float32 [N, vocab] on the device; may be changed.
         """
         index = np.asarray(rows, np.int64)
         assert logits.shape == (len(index), self._vocab_size) and logits.dtype == torch.float32, logits.shape
+        logits = logits.contiguous()
         ahead = self._num_drawn[index]
         counts = np.bincount(index, minlength=len(self._num_drawn))
         if counts.max() > 1:
             ahead = ahead + _earlier_occurrences(index)
+        assert not (ahead[self._uses[index] & self._output_bits != 0]).any(), "a row's last tokens were not appended"
         self._num_drawn += counts
         positions = self._num_tokens[index] + ahead
         block = self._block_rows

@@ -11,6 +11,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from taco.errors import UnsupportedFeatureError
 from taco.models.loader import checkpoint as checkpoint_module
+from taco.models.loader import gguf_checkpoint
 from taco.models.loader.apply import load_weights
 from taco.models.loader.checkpoint import TensorInfo, WeightEntry, open_checkpoint
 from taco.models.loader.gguf_checkpoint import GGUFCheckpoint
@@ -19,7 +20,7 @@ from tests.models.loader.tiny_gguf import MODELS, finish, state_dict, tiny_model
 
 LLAMA = SimpleNamespace(model_type="llama", num_attention_heads=4, num_key_value_heads=2)
 NAME = "model.layers.0.mlp.up_proj.weight"
-
+UNQUANTISED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
 def dequantisable(type_: GGMLQuantizationType) -> bool:
@@ -71,7 +72,11 @@ def test_a_converted_model_fills_a_model(tmp_path: Path, model_type: str) -> Non
         loaded = type(model)(config)
     entries = [WeightEntry(name, tuple(t.shape), name) for name, t in state_dict(model).items()]
     load_weights(
-        loaded, entries, open_checkpoint(source, load_format="gguf", hf_config=config), device="cpu", dtype=torch.float32
+        loaded,
+        entries,
+        open_checkpoint(source, load_format="gguf", hf_config=config),
+        device="cpu",
+        dtype=torch.float32,
     )
     for name, tensor in state_dict(model).items():
         assert torch.equal(loaded.get_parameter(name), tensor), name
@@ -94,10 +99,11 @@ def test_every_type_that_gguf_dequantises_is_read(tmp_path: Path, type_: GGMLQua
     checkpoint.close()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64]
+)
 def test_unquantised_tensors_keep_their_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
-    codes = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-    type_ = GGMLQuantizationType[codes.get(dtype, f"I{dtype.itemsize * 8}")]
+    type_ = GGMLQuantizationType[UNQUANTISED.get(dtype, f"I{dtype.itemsize * 8}")]
     tensor = (torch.randn(6, 32) * 10).to(dtype)
     raw = tensor.view(torch.uint8).numpy() if dtype == torch.bfloat16 else tensor.numpy()
     checkpoint = write_tensor(tmp_path / "model.gguf", raw, type_)
@@ -109,11 +115,13 @@ def test_unquantised_tensors_keep_their_dtype(tmp_path: Path, dtype: torch.dtype
 @pytest.mark.parametrize("columns", [64, 256, 96])
 def test_blocks_make_up_the_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr(checkpoint_module, "BLOCK_BYTES", 40 * columns * 4)
+    monkeypatch.setattr(gguf_checkpoint, "_PIECE", 12 * columns)
     data = quants.quantize(np.random.default_rng(0).standard_normal((130, columns)), GGMLQuantizationType.Q4_0)
     checkpoint = write_tensor(tmp_path / "model.gguf", data, GGMLQuantizationType.Q4_0)
     blocks = list(checkpoint.read_blocks(NAME))
     assert [start for start, _ in blocks] == [0, 40, 80, 120]
     assert torch.equal(torch.cat([block for _, block in blocks]), checkpoint.read(NAME))
+    np.testing.assert_array_equal(checkpoint.read(NAME).numpy(), quants.dequantize(data, GGMLQuantizationType.Q4_0))
     checkpoint.close()
 
 
