@@ -1,12 +1,12 @@
 """Throughput of taco beside transformers, on one machine, in one run.
 
-    python benchmarks/offline.py [--model MODEL] [--dtype bfloat16] [--workloads W1 W2 W3 W4] [--repeats 3] [--json FILE]
+    python benchmarks/offline.py [--model MODEL] [--dtype bfloat16] [--workloads W1 W2 ...] [--repeats 3] [--json FILE]
 
 Workloads, all greedy and without end of sequence, from token-id prompts cut out of English text:
   W1  one prompt of 32 tokens, 128 new tokens: decoded tokens/s, less the time of the first token
   W2  64 prompts of 48 to 80 tokens, 64 new tokens each: output tokens/s
   W3  32 prompts of 448 to 576 tokens, 8 new tokens each: input tokens/s
-  W4  64 prompts that share their first 384 tokens and have 16 of their own, 16 new tokens: input + output tokens/s
+  W4  64 prompts that share their first 384 tokens, 16 of their own, 16 new tokens: input + output tokens/s
 
 Both engines run each workload in turn, `--repeats` times after a warm-up; medians are printed, their ratio, and what the
 machine could do at most: weights read once a token at the measured memory bandwidth (W1), or the products of the linear
@@ -117,7 +117,9 @@ class Transformers:
             width = max(map(len, batch))
             ids = torch.tensor([[0] * (width - len(row)) + row for row in batch])
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
-            out = self.model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+            out = self.model.generate(
+                ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
+            )
             assert out.shape == (len(batch), width + new_tokens)
         return time.perf_counter() - started
 
@@ -144,14 +146,15 @@ def machine_limits(dtype: torch.dtype) -> tuple[float, float]:
     """Bytes/s of reading memory, and operations/s of a matrix product of 256 rows in oneDNN's own layout."""
     block = torch.ones(64 << 20, dtype=torch.float32)
     bandwidth = block.numel() * 4 / median_time(lambda: block.sum())
-    del block
     x, w = torch.randn(256, 576).to(dtype), torch.randn(3072, 576).to(dtype)
     packed = pack_weight(w)
     product = median_time(lambda: linear(x, packed), 50)
     return bandwidth, 2 * 256 * 576 * 3072 / product
 
 
-def limit(workload: str, prompts: list[list[int]], num_params: int, head_params: int, item: int, peaks: tuple[float, float]) -> float:
+def limit(
+    workload: str, prompts: list[list[int]], num_params: int, head_params: int, item: int, peaks: tuple[float, float]
+) -> float:
     """Tokens/s that no engine can pass: bytes of the weights, or operations of the linear layers that must happen."""
     bandwidth, peak = peaks
     output = len(prompts) * NEW_TOKENS[workload]
@@ -269,7 +272,10 @@ def main() -> None:
             total = taco.run(rows, NEW_TOKENS[workload], workload)
         spent["everything else"] = total - sum(spent.values())
         parts = sorted(spent.items(), key=lambda part: -part[1])
-        print("    parts of taco: " + ", ".join(f"{name} {100 * s / total:.1f} %" for name, s in parts if s / total > 0.002))
+        print(
+            "    parts of taco: "
+            + ", ".join(f"{name} {100 * s / total:.1f} %" for name, s in parts if s / total > 0.002)
+        )
         results[workload] = {"limit": bound, "tokens_per_s": figures, "parts_s": dict(parts)}
     if args.json:
         head = {"date": str(date.today()), "taco": __version__, "torch": torch.__version__, "threads": args.threads}

@@ -795,7 +795,9 @@ class EngineArgs:
     pt_load_map_location: Any = immaterial("cpu", LOADER)
     logits_processors: list[Any] | None = not_built(None, "logits processors of the engine (those of a request work)")
     async_scheduling: bool | None = implemented(
-        None, OPTIONAL_SWITCH, "Plan a step while the previous one runs. Unset: on a GPU, unless disable_async_output_proc."
+        None,
+        OPTIONAL_SWITCH,
+        "Plan a step while the previous one runs. Unset: on a GPU, unless disable_async_output_proc.",
     )
     stream_interval: int = not_built(1, "outputs of every few tokens")
     kv_sharing_fast_prefill: bool = not_built(False, "skipping layers in a prefill")

@@ -9,6 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+# Not used here, but seconds to import (a concrete config brings most of it): better now than while a model is loaded.
+from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerFast  # noqa: F401
+
 from taco.config import TacoConfig
 from taco.engine.arg_utils import EngineArgs
 from taco.engine.block_manager import BlockManager
@@ -283,9 +286,7 @@ def _load_tokenizer(config: TacoConfig) -> Any:
 
 def _with_cache_size(config: TacoConfig, num_device_blocks: int, num_host_blocks: int) -> TacoConfig:
     """The config with the block counts, and with the model length that fits them if it was left to us."""
-    cache = dataclasses.replace(
-        config.cache_config, num_gpu_blocks=num_device_blocks, num_cpu_blocks=num_host_blocks
-    )
+    cache = dataclasses.replace(config.cache_config, num_gpu_blocks=num_device_blocks, num_cpu_blocks=num_host_blocks)
     config = dataclasses.replace(config, cache_config=cache)
     fitting = (num_device_blocks - 1) * cache.block_size
     if config.model_config.max_model_len <= fitting:

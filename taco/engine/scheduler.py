@@ -1,8 +1,8 @@
 """Decides, step by step, which requests compute how many tokens. Integers only, no tensors.
 
 There is one invariant: in each step `num_computed_tokens` of a request catches up with the tokens it has. A prompt, a
-chunk of a prompt, one generated token, a prefix found in the cache and the return after preemption are all the same sum,
-so there is no prefill phase and no decode phase.
+chunk of a prompt, one generated token, a prefix found in the cache and the return after preemption are all the same
+sum, so there is no prefill phase and no decode phase.
 
 A plan may be made while earlier steps still run: a token they will draw is counted by `num_in_flight`, its value stays
 on the device. Whether a drawn token ends a request is then seen one step late, and what that request computed

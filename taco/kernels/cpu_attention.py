@@ -3,7 +3,7 @@
 Two things decide the speed. Scratch memory is reused, because fresh pages cost more than the work done in them. And the
 cache is gathered without repeating key heads: the query heads of a group become the rows of one matrix instead.
 
-- Rows with one query token are taken in groups of similar length. Their keys are gathered into one dense tensor
+- Rows with one query token are taken in groups of similar length. Their keys are gathered into a dense tensor
   [rows * num_kv_heads, keys, head_dim] and attended by two batched products; padding is masked.
 - Rows with more tokens go one by one through `scaled_dot_product_attention`, a slice of queries at a time, so that masks
   stay small and keys in the future of a slice are not touched.
@@ -75,10 +75,10 @@ def paged_attention_cpu(
 
 @dataclass
 class _Group:
-    """Rows with one query token each, attended together.
+    """Rows with one query token each, attended together: b = rows * num_kv_heads problems of n keys.
 
-    tokens: int64 [r], their token (= row) numbers, or None if they are all rows in order. lines: int64
-    [r * num_kv_heads * blocks], the block-heads to gather. hidden: bool [r * num_kv_heads, 1, keys], or None.
+    tokens: int64 [r], their token (= row) numbers, or None if they are all rows in order. lines: int64 [b * blocks],
+    the block-heads to gather. hidden: bool [b, 1, n], or None. scratch: see `_scratch_of`.
     """
 
     num_rows: int
@@ -86,6 +86,7 @@ class _Group:
     tokens: torch.Tensor | None
     lines: torch.Tensor
     hidden: torch.Tensor | None
+    scratch: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -125,7 +126,9 @@ class _Plan:
             bytes_of_block = num_kv_heads * size * line_bytes
             begin = 0
             while begin < count:
-                end = begin + 1  # as many rows as fit the scratch memory when padded to the longest, and to little waste
+                end = (
+                    begin + 1
+                )  # as many rows as fit the scratch memory when padded to the longest, and to little waste
                 while (
                     end < count
                     and (end + 1 - begin) * spans[order[end]] * bytes_of_block <= GATHER_BYTES
@@ -185,6 +188,19 @@ def _gather(
     return buffer.view(shape)
 
 
+def _scratch_of(group: _Group, query: torch.Tensor, key_cache: torch.Tensor, meta: AttentionMetadata) -> tuple:
+    """Views of the workspace in all the shapes a group needs, made once a step: with few rows making them costs as much
+    as the work itself. Keys and values by line [b * blocks, block_size * head_dim], keys transposed [b, head_dim, n],
+    values [b, n, head_dim], scores [b, group, n]."""
+    num_kv_heads, size, head_dim = key_cache.shape[1:]
+    batch, num_keys = group.num_rows * num_kv_heads, group.num_blocks * size
+    take = meta.workspace.take
+    keys, values = (take(name, (len(group.lines), size * head_dim), query.dtype) for name in ("keys", "values"))
+    scores = take("scores", (batch, query.shape[1] // num_kv_heads, num_keys), query.dtype)
+    dense = (batch, num_keys, head_dim)
+    return keys, values, keys.view(dense).transpose(1, 2), values.view(dense), scores
+
+
 def _attend_group(
     out: torch.Tensor,
     query: torch.Tensor,
@@ -194,23 +210,21 @@ def _attend_group(
     group: _Group,
     scale: float,
 ) -> None:
-    num_heads, head_dim = query.shape[1:]
-    num_kv_heads = key_cache.shape[1]
-    batch = group.num_rows * num_kv_heads
-    num_keys = group.num_blocks * meta.block_size
+    if group.scratch is None:
+        group.scratch = _scratch_of(group, query, key_cache, meta)
+    key_lines, value_lines, keys, values, scores = group.scratch
+    torch.index_select(key_cache.view(-1, key_lines.shape[1]), 0, group.lines, out=key_lines)
+    torch.index_select(value_cache.view(-1, value_lines.shape[1]), 0, group.lines, out=value_lines)
     q = query[: group.num_rows] if group.tokens is None else query.index_select(0, group.tokens)
-    q = (q * scale).view(batch, num_heads // num_kv_heads, head_dim)
-    k = _gather(key_cache, "keys", group.lines, (batch, num_keys, head_dim), meta)
-    v = _gather(value_cache, "values", group.lines, (batch, num_keys, head_dim), meta)
-    scores = meta.workspace.take("scores", (batch, num_heads // num_kv_heads, num_keys), query.dtype)
-    torch.bmm(q, k.transpose(1, 2), out=scores)
+    q = (q * scale).view(len(scores), -1, keys.shape[1])
+    torch.bmm(q, keys, out=scores)
     if group.hidden is not None:
         scores.masked_fill_(group.hidden, float("-inf"))
     weights = torch.softmax(scores, -1)  # sums in float32 inside, also for 16-bit scores
     if group.tokens is None:
-        torch.bmm(weights, v, out=out[: group.num_rows].view(batch, -1, head_dim))
+        torch.bmm(weights, values, out=out[: group.num_rows].view_as(q))
     else:
-        out.index_copy_(0, group.tokens, torch.bmm(weights, v).view(group.num_rows, num_heads, head_dim))
+        out.index_copy_(0, group.tokens, torch.bmm(weights, values).view(group.num_rows, *out.shape[1:]))
 
 
 def _attend_prompt(

@@ -55,5 +55,5 @@ def _linear_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     if weight.is_mkldnn or (
         weight.dtype == torch.float32 and weight.device.type == "cpu" and _onednn_supports(torch.float32)
     ):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return NotImplemented

@@ -22,7 +22,7 @@ class Workspace:
         self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Returns an uninitialised contiguous tensor; it stays valid until the next `take` of the same name and dtype."""
+        """An uninitialised contiguous tensor; it is valid until the next `take` of the same name and dtype."""
         size = 1
         for length in shape:
             size *= length

@@ -38,7 +38,10 @@ def _rms_norm_aten(
     """One operator of torch (one kernel on CUDA), which rounds where the reference does."""
     if residual is not None:
         x = x + residual
-    normed = F.rms_norm(x.to(weight.dtype), x.shape[-1:], None, eps).mul_(weight).to(x.dtype)
+    if weight.dtype == x.dtype:
+        normed = torch.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
+    else:
+        normed = torch.rms_norm(x.float(), x.shape[-1:], None, eps).mul_(weight).to(x.dtype)
     return normed if residual is None else (normed, x)
 
 

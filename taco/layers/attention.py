@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from taco.kernels.attention import paged_attention, write_kv
 from taco.kernels.metadata import AttentionMetadata
+from taco.layers.base import Module
 from taco.layers.linear import Linear, MergedLinear
 from taco.layers.norm import QKNorm
 from taco.layers.rotary import RotaryEmbedding
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Caches keys and values of this step's tokens and attends to all that is cached of their rows.
 
     Args:
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         return paged_attention(query, key_cache, value_cache, meta, self.scale, self.sliding_window)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Module):
     """Projection to queries, keys and values; their norm and rotation, if any; attention; output projection.
 
     Args:
@@ -85,10 +85,10 @@ class SelfAttention(nn.Module):
         """[T, hidden_size] -> [T, hidden_size]."""
         num_tokens = x.shape[0]
         heads = self.qkv(x).view(num_tokens, -1, self.attention.head_dim)  # [T, H + 2 KVH, D]
-        query, key, value = heads.split(self.sizes, 1)
+        query, key, value = torch.split_with_sizes(heads, self.sizes, 1)
         if self.qk_norm is not None:
             qk = self.qk_norm(heads[:, : self.num_rotary_heads])
-            query, key = qk.split(self.sizes[:2], 1)
+            query, key = torch.split_with_sizes(qk, self.sizes[:2], 1)
         elif self.rotary is not None:
             qk = heads[:, : self.num_rotary_heads]
         if self.rotary is not None:

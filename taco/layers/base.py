@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -31,7 +31,15 @@ class DeclareWeight(Protocol):
         """
 
 
-class Layer(nn.Module):
+class Module(nn.Module):
+    """A part of a model."""
+
+    def __call__(self, *args: Any) -> Any:
+        # That of nn.Module looks for hooks, which takes as long as a small operation; taco has none.
+        return self.forward(*args)
+
+
+class Layer(Module):
     """A module with weights of its own. It is built on the meta device, then loaded, then finalised, then called."""
 
     def declare_weights(self, declare: DeclareWeight) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from taco.kernels.dispatch import op
 from taco.kernels.metadata import AttentionMetadata
 from taco.layers.activation import get_activation
 from taco.layers.attention import Attention, SelfAttention
+from taco.layers.base import Module
 from taco.layers.linear import Linear, MergedLinear
 from taco.layers.norm import LayerNorm, QKNorm, RMSNorm
 from taco.layers.rotary import RotaryEmbedding
@@ -54,7 +54,7 @@ class DecoderLayerConfig:
     fused_checkpoint: bool = False
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Module):
     """down(activation(gate(x)) * up(x)) with gate and up in one product."""
 
     def __init__(self, gate_up: MergedLinear, down: Linear, activation: str) -> None:
@@ -67,7 +67,7 @@ class GatedMLP(nn.Module):
         return self.down(self.activation(self.gate_up(x)))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Module):
     """Pre-norm attention and gated MLP.
 
     Args:
@@ -176,7 +176,7 @@ def decoder_layer(
     return x, residual
 
 
-class MLP(nn.Module):
+class MLP(Module):
     """down(activation(up(x)))."""
 
     def __init__(self, up: Linear, down: Linear, activation: str) -> None:
@@ -189,7 +189,7 @@ class MLP(nn.Module):
         return self.down(self.activation(self.up(x)))
 
 
-class LayerNormDecoderLayer(nn.Module):
+class LayerNormDecoderLayer(Module):
     """Attention without rotation and a plain MLP, with layer normalisation before each block, or after its addition.
 
     Args:

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.kernels.metadata import AttentionMetadata
 from taco.kernels.rotary import rotary
+from taco.layers.base import Module
 
 # Scalings that transformers computes from a configuration alone ("default" is none).
 _TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
 
 
-class RotaryEmbedding(nn.Module):
+class RotaryEmbedding(Module):
     """The rotary embedding of one or several layers; layers with the same settings share one object.
 
     Angles are computed once a step and kept in the metadata of the step, so there is no table that grows with the
@@ -61,10 +61,11 @@ class RotaryEmbedding(nn.Module):
     @property
     def max_position(self) -> int:
         """Number of positions that the model is made for. Some scalings extend the configuration's."""
-        if self.type == "yarn":
-            return int(self.settings["original_max_position_embeddings"] * self.settings["factor"])
+        factor = self.settings.get("factor")
+        if self.type == "yarn" and factor:
+            return int(self.settings["original_max_position_embeddings"] * factor)
         if self.type == "linear":
-            return int(self.config.max_position_embeddings * self.settings["factor"])
+            return int(self.config.max_position_embeddings * factor)
         return int(self.config.max_position_embeddings)
 
     def finalize(self, device: torch.device, max_model_len: int) -> None:

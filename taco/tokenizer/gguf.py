@@ -1,8 +1,13 @@
 """The tokenizer in the metadata of a GGUF file.
 
 Two kinds are built, as `tokenizers` pipelines: byte-level BPE ("gpt2") and the BPE of sentencepiece ("llama"). The
-token ids are those of the tokenizer that the model was published with. The names of the pre-tokenizers and the
-expressions behind them are those of llama.cpp (src/llama-vocab.cpp) and of the tokenizer.json of the models.
+names of the pre-tokenizers and the expressions behind them are those of llama.cpp (src/llama-vocab.cpp) and of the
+tokenizer.json of the models.
+
+The token ids of byte-level vocabularies are those of the tokenizer that the model was published with. Those of
+sentencepiece vocabularies are those of transformers' conversion of the same file, which departs from the published
+tokenizer in two rare cases: Gemma divides runs of more than 31 spaces differently, and Llama puts no space before a
+text that begins with one.
 """
 
 from __future__ import annotations
@@ -161,7 +166,7 @@ def _byte_level_bpe(header: GGUFHeader, tokens: Sequence[str]) -> tuple[Tokenize
     tokenizer = Tokenizer(BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre.ignore_merges))
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if pre.digits else []
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre.digits else []
     steps.append(pre_tokenizers.Split(Regex(pre.split), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -171,7 +176,7 @@ def _byte_level_bpe(header: GGUFHeader, tokens: Sequence[str]) -> tuple[Tokenize
 
 def _sentencepiece_bpe(header: GGUFHeader, tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
     vocab = _vocabulary(_spell_spaces(tokens))
-    # The tokens of Gemma are in the order of their merges and its scores are not; elsewhere the scores rule.
+    # Elsewhere the scores rule, but those of Gemma (-1000) would rank its runs of spaces behind all words.
     by_id = header.architecture.startswith("gemma")
     scores = range(0, -len(tokens), -1) if by_id else _require(header, "scores")
     if len(scores) != len(tokens):

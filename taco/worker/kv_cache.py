@@ -87,7 +87,7 @@ class KVCache:
                 tensor[target] = tensor[source]
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Zeroes device blocks whose content may not be finite: masked keys are multiplied by zero, and 0 * nan is nan."""
+        """Zeroes device blocks whose content may not be finite: masked keys count 0 times, and 0 * nan is nan."""
         index = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
         for layer in self.layers:
             for tensor in layer:

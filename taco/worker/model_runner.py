@@ -187,7 +187,9 @@ class ModelRunner:
 
         input_ids = np.empty(len(positions), np.int64)
         unknown: list[int] = []
-        for index, (number, start, count) in enumerate(zip(rows.tolist(), computed.tolist(), counts.tolist(), strict=True)):
+        for index, (number, start, count) in enumerate(
+            zip(rows.tolist(), computed.tolist(), counts.tolist(), strict=True)
+        ):
             tokens = self._rows[number].token_ids  # type: ignore[union-attr]
             offset = query_start[index]
             if start + count <= len(tokens):

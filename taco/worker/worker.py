@@ -86,7 +86,7 @@ class Worker:
 
     @torch.inference_mode()
     def _profile_cuda(self) -> int:
-        """Bytes that `gpu_memory_utilization` leaves for the KV cache, after a step of the largest size has been run."""
+        """Bytes that `gpu_memory_utilization` leaves for the KV cache, found by running the largest step."""
         from taco.worker.profile import worst_case_bytes
 
         free, total = torch.cuda.mem_get_info(self.device)

@@ -51,7 +51,9 @@ def run(worker, limit=5000):
 prompts = st.one_of(
     st.lists(st.integers(0, 6), min_size=1, max_size=30),
     st.tuples(st.integers(1, 28), st.lists(st.integers(0, 6), max_size=3)).map(
-        lambda pair: [1, 2, 3, 4, 5, 6, 0] * 4 + pair[1] if pair[0] > 27 else ([1, 2, 3, 4, 5, 6, 0] * 4)[: pair[0]] + pair[1]
+        lambda pair: (
+            [1, 2, 3, 4, 5, 6, 0] * 4 + pair[1] if pair[0] > 27 else ([1, 2, 3, 4, 5, 6, 0] * 4)[: pair[0]] + pair[1]
+        )
     ),
 )
 

@@ -62,17 +62,22 @@ def dense_attention(query, keys, values, scale, window):
 
 
 batches = st.lists(
-    st.tuples(st.integers(1, 20), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1])) | st.tuples(st.just(1), st.integers(1, 70)),
+    st.tuples(st.integers(1, 20), st.integers(0, 60)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+    | st.tuples(st.just(1), st.integers(1, 70)),
     min_size=1,
     max_size=6,
 )
 
 
-@given(batches, st.sampled_from([None, 1, 5, 33]), st.sampled_from([(4, 4), (6, 2), (4, 1)]), st.sampled_from([2, 8, 16]))
+@given(
+    batches, st.sampled_from([None, 1, 5, 33]), st.sampled_from([(4, 4), (6, 2), (4, 1)]), st.sampled_from([2, 8, 16])
+)
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("name", paged_attention.names)
 def test_every_row_is_attended_as_by_the_definition(name, rows, window, heads, block_size):
-    batch = make_batch(rows, block_size=block_size, num_heads=heads[0], num_kv_heads=heads[1], head_dim=8, dtype=torch.float32)
+    batch = make_batch(
+        rows, block_size=block_size, num_heads=heads[0], num_kv_heads=heads[1], head_dim=8, dtype=torch.float32
+    )
     query, key, value, key_cache, value_cache, meta = batch
     write_kv(key, value, key_cache, value_cache, meta)
     with paged_attention.forced(name):

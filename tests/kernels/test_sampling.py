@@ -57,6 +57,14 @@ def test_top_tokens_are_the_largest_and_name_their_places(vocab: int, k: int, st
     assert all(len(set(row)) == k for row in ids.tolist())
 
 
+@pytest.mark.parametrize("vocab", [4096, 4111])
+def test_top_tokens_finds_peaks_at_the_ends(vocab: int) -> None:
+    logits = random_logits(1, vocab, seed=1)
+    peaks = [vocab - 1, vocab - 15, 0, vocab // 16, vocab // 16 - 1]
+    logits[0, peaks] = torch.tensor([50.0, 49, 48, 47, 46])
+    assert top_tokens(logits, 5)[1].tolist() == [peaks]
+
+
 def test_the_chunked_candidates_answer_for_large_vocabularies() -> None:
     logits = random_logits(2, 5003, seed=0)
     for op, arguments in ((max_token, ()), (top_tokens, (50,))):
@@ -124,6 +132,15 @@ def test_nucleus_is_the_smallest_likely_set_that_reaches_top_p(
         assert (num_ties == vocab) == (set(equal) <= set(kept))
 
 
+@pytest.mark.parametrize("name", nucleus.names)
+def test_nucleus_ends_as_soon_as_top_p_is_reached_exactly(name: str) -> None:
+    logits = torch.zeros(3, 4)
+    logits[1:, 3] = -torch.inf
+    with nucleus.forced(name):
+        edges, ties = nucleus(logits, torch.tensor([0.5, 0.75, 1.0], dtype=torch.float64))
+    assert edges.tolist() == [0, 0, 0] and ties.tolist() == [2, 4, 4]
+
+
 def test_nucleus_of_many_rows_goes_in_blocks() -> None:
     num_rows = 2 * sampling.NUCLEUS_BLOCK // 4096 + 3
     logits = random_logits(num_rows, 4096, seed=5)
@@ -171,6 +188,14 @@ def test_inverse_cdf_never_draws_weight_zero(places: list[int], number: float, e
     weights[0, places] = (torch.rand(len(places), generator=generator) + 1e-3) * 2.0**exponent
     weights[0, places[0]] = 1e-30
     assert inverse_cdf(weights, uniforms(number)).item() in places
+
+
+def test_inverse_cdf_never_draws_weight_zero_where_float32_sums_are_rounded_up() -> None:
+    weights = torch.zeros(300, 600)
+    weights[:, [3, 70, 140]] = torch.rand(300, 3, generator=torch.Generator().manual_seed(0))
+    assert (sampling.chunk_sums(weights)[:, 0] > weights.double().sum(-1)).any()
+    ids = inverse_cdf(weights, torch.full((300,), 1 - 2**-53, dtype=torch.float64))
+    assert (ids == 140).all()
 
 
 def test_inverse_cdf_stays_in_range_without_any_weight() -> None:

@@ -153,6 +153,13 @@ def test_bfloat16_errs_no_more_than_transformers_does(variant: str) -> None:
     assert 0 < ours < 1.2 * theirs
 
 
+def test_gemma_scales_embeddings_by_a_factor_rounded_as_the_weights() -> None:
+    reference = random_reference(tiny_config("gemma3_text", **GEMMA)).to(torch.bfloat16)
+    model = load(reference, dtype=torch.bfloat16)
+    token_ids = torch.arange(200)
+    assert torch.equal(model.embed(token_ids), reference.model.embed_tokens(token_ids))
+
+
 @pytest.mark.parametrize("variant", ["llama", "gemma3", "gpt2", "opt"])
 def test_a_row_is_computed_alike_alone_and_in_a_batch(variant: str) -> None:
     model = load(random_reference(tiny_config(VARIANTS[variant][0], **VARIANTS[variant][1])))

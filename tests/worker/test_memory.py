@@ -11,7 +11,12 @@ SHAPE = memory.CacheGeometry(num_layers=2, num_kv_heads=2, head_dim=8, block_byt
 
 
 def make_config(*, max_model_len=100, max_num_seqs=4, device="cpu", fit=False, **cache):
-    cache = {"block_size": 16, "num_gpu_blocks_override": None, "kv_cache_memory_bytes": None, "cpu_kv_cache_bytes": None} | cache
+    cache = {
+        "block_size": 16,
+        "num_gpu_blocks_override": None,
+        "kv_cache_memory_bytes": None,
+        "cpu_kv_cache_bytes": None,
+    } | cache
     return SimpleNamespace(
         cache_config=SimpleNamespace(**cache),
         scheduler_config=SimpleNamespace(max_model_len=max_model_len, max_num_seqs=max_num_seqs),

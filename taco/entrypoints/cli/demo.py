@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         answer = output.outputs[0]
         ending = " ..." if answer.finish_reason == "length" else ""
         print(f"\nPrompt: {question}\nText:   {answer.text.strip()}{ending}")
-    num_input = sum(len(output.prompt_token_ids) for output in outputs)
+    num_input = sum(len(output.prompt_token_ids or ()) for output in outputs)
     num_output = sum(len(output.outputs[0].token_ids) for output in outputs)
     print(
         f"\n{num_input} input and {num_output} output tokens in {seconds:.2f} s: "

@@ -147,7 +147,8 @@ def _download(
         )
 
     try:
-        names = HfApi(token=token).list_repo_files(model, revision=revision)
+        # Not list_repo_files: without network it tries again for 20 s before it fails.
+        names = [file.rfilename for file in HfApi(token=token).model_info(model, revision=revision).siblings or ()]
     except GatedRepoError as error:
         raise fail("it is gated: accept its terms there and pass hf_token", error) from error
     except RevisionNotFoundError as error:
@@ -268,8 +269,10 @@ def _override(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
         merged["rope_parameters"] = {**rope, "full_attention": old | changes} if nested else old | changes
     for key, value in rest.items():
         old_value = merged.get(key)
-        update = isinstance(value, Mapping) and isinstance(old_value, Mapping) and key != "rope_scaling"
-        merged[key] = _override(old_value, value) if update else value
+        if isinstance(value, Mapping) and isinstance(old_value, Mapping) and key != "rope_scaling":
+            merged[key] = _override(old_value, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -117,7 +117,7 @@ class Filters(Feature):
         weights = (values.double() - peaks[:, None]).exp_().masked_fill_(values < kth[:, None], 0)
         mass = weights.cumsum_(-1)
         total = mass[:, -1].clone()  # of the tokens that top_k leaves
-        unlisted = np.flatnonzero(with_nucleus & ((top_k == 0) | ~_is_closed(values, lengths, kth)))
+        unlisted = np.flatnonzero(with_nucleus & ~_is_closed(values, lengths, kth))
         if len(unlisted):
             places = to_device(unlisted, device)
             probs = self._left_by_top_k(rows, logits, kth, unlisted).softmax(-1)

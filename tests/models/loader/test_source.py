@@ -52,13 +52,13 @@ class FakeHub:
         self.downloads: list[dict[str, Any]] = []
         self.cached: Path | None = None
         self.files, self.folder = files, folder
-        monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(list_repo_files=self.list))
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(model_info=self.info))
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
 
-    def list(self, model: str, revision: str | None) -> list[str]:
+    def info(self, model: str, revision: str | None) -> SimpleNamespace:
         if isinstance(self.files, Exception):
             raise self.files
-        return self.files
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.files])
 
     def download(self, model: str, *, local_files_only: bool = False, **options: Any) -> str:
         if local_files_only and self.cached is None:

@@ -51,6 +51,27 @@ def test_bad_words_rule_out_their_last_token_after_the_others(
     assert ruled_out({"bad_words_token_ids": words}, [6, 2], output) == expected
 
 
+def test_bad_words_follow_the_output_forwards_and_backwards() -> None:
+    sampler = make_sampler(VOCAB, [new_row(0, temperature=0, bad_words_token_ids=[[1, 2], [3, 4, 5]])])
+
+    def banned_now() -> list[int]:
+        found = []
+        for token_id in range(VOCAB):
+            logits = torch.zeros(1, VOCAB)
+            logits[0, token_id] = 1.0
+            if sampler.sample([0], logits).token_ids.item() != token_id:
+                found.append(token_id)
+            sampler.rollback(0, 1)
+        return found
+
+    sampler.append([0], [[3, 1]])
+    assert banned_now() == [2]
+    sampler.append([0], [[3, 4]])
+    assert banned_now() == [5]
+    sampler.rollback(0, 2)
+    assert banned_now() == [2]
+
+
 @pytest.mark.parametrize("num_outputs", [0, 1, 2, 3])
 def test_min_tokens_rules_out_stop_tokens_until_enough_are_generated(num_outputs: int) -> None:
     expected = {1, 6} if num_outputs < 2 else set()

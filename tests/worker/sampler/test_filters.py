@@ -63,11 +63,11 @@ def test_exactly_the_tokens_of_the_definition_are_left(
         assert not kept.listed[row] or found <= lists[row]
 
 
-@pytest.mark.parametrize("top_k", [1, LIST_LENGTH, LISTED_TOP_K, LISTED_TOP_K + 1, VOCAB - 1])
+@pytest.mark.parametrize("top_k", [1, LIST_LENGTH, LISTED_TOP_K, LISTED_TOP_K + 1, VOCAB - 1, VOCAB, VOCAB + 1])
 def test_top_k_of_any_size_keeps_k_tokens(top_k: int) -> None:
     logits = make_logits(3, 1, 1.0, 0.0)
     kept = find(logits, [{"top_k": top_k}, {"top_k": 5}, {"min_p": 0.5}])
-    assert [len(found) for found in kept_tokens(logits, kept)][:2] == [top_k, 5]
+    assert [len(found) for found in kept_tokens(logits, kept)][:2] == [min(top_k, VOCAB), 5]
 
 
 def test_tokens_that_tie_with_the_kth_stay() -> None:
@@ -98,6 +98,16 @@ def test_min_p_of_one_leaves_the_most_likely_tokens() -> None:
     logits = make_logits(1, 4, 1.0, 0.0)
     logits[0, [5, 9]] = 20.0
     assert kept_tokens(logits, find(logits, [{"min_p": 1.0}])) == [{5, 9}]
+
+
+def test_of_top_p_and_min_p_beyond_the_list_the_stricter_counts() -> None:
+    logits = make_logits(1, 7, 0.5, 0.0).repeat(3, 1)
+    fields = [{"top_p": 0.99}, {"min_p": 0.1}, {"top_p": 0.99, "min_p": 0.1}]
+    by_top_p, by_min_p, by_both = kept_tokens(logits, find(logits, fields))
+    assert LIST_LENGTH < len(by_min_p) < len(by_top_p)
+    assert by_both == by_min_p
+    weaker = {"top_p": 0.99, "min_p": 1e-3}
+    assert kept_tokens(logits[:1], find(logits[:1], [weaker])) == [by_top_p]
 
 
 def test_peaked_rows_need_only_the_list_and_flat_rows_more() -> None:

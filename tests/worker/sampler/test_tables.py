@@ -42,6 +42,26 @@ def test_ragged_rows_behave_like_lists(actions: list, wanted: list[int]) -> None
     assert list(zip(sources.tolist(), token_ids.tolist(), numbers.tolist(), strict=True)) == expected
 
 
+def test_rows_that_grow_side_by_side_keep_their_pairs() -> None:
+    table = RaggedRows(ROWS)
+    for number in range(200):
+        for row in range(ROWS):
+            table.extend(row, [row], [number])
+    for row in range(ROWS):
+        _, token_ids, numbers = table.gather(np.array([row]))
+        assert token_ids.tolist() == [row] * 200 and numbers.tolist() == list(range(200))
+
+
+def test_the_room_of_a_long_row_is_given_back() -> None:
+    table = RaggedRows(ROWS)
+    table.set(0, range(100_000))
+    table.clear(0)
+    for number in range(5000):  # they fill what is left of the buffer
+        table.clear(1 + number % 3)
+        table.set(1 + number % 3, range(100))
+    assert len(table._ids) < 10_000
+
+
 def test_rows_that_come_and_go_do_not_let_the_buffer_grow() -> None:
     table = RaggedRows(ROWS)
     for turn in range(1000):

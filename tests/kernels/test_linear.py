@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taco.kernels.linear import linear, pack_weight
+
+DTYPES = [torch.float32, torch.bfloat16]
+sizes = st.integers(1, 70)
+
+
+def tensors(rows: int, inner: int, outer: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inner, generator=generator).to(dtype)
+    weight = torch.randn(outer, inner, generator=generator).to(dtype)
+    return x, weight, torch.randn(outer, generator=generator).to(dtype)
+
+
+@given(st.integers(0, 40), sizes, sizes, st.sampled_from(DTYPES), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_products_equal_float64_within_one_rounding(
+    rows: int, inner: int, outer: int, dtype: torch.dtype, biased: bool, packed: bool, seed: int
+) -> None:
+    x, weight, bias = tensors(rows, inner, outer, dtype, seed)
+    exact = x.double() @ weight.double().T + (bias.double() if biased else 0)
+    out = linear(x, pack_weight(weight) if packed else weight, bias if biased else None)
+    assert out.dtype == dtype
+    assert out.shape == (rows, outer)
+    # Sums cancel, so the errors go with the summands: rounding of the result, and float32 sums of `inner` products.
+    magnitude = x.double().abs() @ weight.double().abs().T + 1
+    assert ((out.double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps + magnitude * inner * 1e-7).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", linear.names)
+def test_every_implementation_agrees_on_packed_weights(name: str, dtype: torch.dtype) -> None:
+    x, weight, bias = tensors(5, 48, 33, dtype, 0)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    with linear.forced(name):
+        torch.testing.assert_close(linear(x, pack_weight(weight), bias), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packing_keeps_every_weight(dtype: torch.dtype) -> None:
+    _, weight, _ = tensors(1, 37, 53, dtype, 0)
+    packed = pack_weight(weight)
+    assert torch.equal(packed.to_dense() if packed.is_mkldnn else packed, weight)
+    assert packed.shape == weight.shape
+    assert pack_weight(packed) is packed
+
+
+def test_dtypes_without_a_faster_layout_stay_plain() -> None:
+    weight = torch.randn(8, 8, dtype=torch.float16)
+    assert pack_weight(weight) is weight
+
+
+def test_views_can_be_multiplied_and_packed() -> None:
+    x, weight, _ = tensors(6, 24, 30, torch.float32, 0)
+    expected = x[:, :16].contiguous() @ weight[:, :16].contiguous().T
+    torch.testing.assert_close(linear(x[:, :16], pack_weight(weight[:, :16])), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(linear(x[:, :16], weight[:, :16]), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, packed: bool) -> None:
+    x, weight, _ = tensors(65, 96, 80, dtype, 0)
+    if packed:
+        weight = pack_weight(weight)
+    batch = linear(x, weight)
+    for start, stop in [(0, 1), (1, 4), (4, 20), (20, 64), (64, 65)]:
+        torch.testing.assert_close(linear(x[start:stop], weight), batch[start:stop], atol=1e-5, rtol=2**-7)
+
+
+def test_unfitting_shapes_are_an_error() -> None:
+    with pytest.raises(RuntimeError):
+        linear(torch.randn(2, 5), pack_weight(torch.randn(3, 4)))
