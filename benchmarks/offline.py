@@ -6,9 +6,9 @@ Workloads, all greedy and without end of sequence, from token-id prompts cut out
   W1  one prompt of 32 tokens, 128 new tokens: decoded tokens/s, less the time of the first token
   W2  64 prompts of 48 to 80 tokens, 64 new tokens each: output tokens/s
   W3  32 prompts of 448 to 576 tokens, 8 new tokens each: input tokens/s
-  W4  64 prompts that share their first 384 tokens, 16 of their own, 16 new tokens: input + output tokens/s
+  W4  64 prompts sharing their first 384 tokens, 16 of their own, 16 new tokens each: input + output tokens/s
 
-Both engines run each workload in turn, `--repeats` times after a warm-up; medians are printed, their ratio, and what the
+  W4  64 prompts sharing their first 384 tokens, with 16 of their own, 16 new tokens: input + output tokens/s
 machine could do at most: weights read once a token at the measured memory bandwidth (W1), or the products of the linear
 layers at the measured peak of the matrix library (the others). Attention and everything else would come on top.
 """
@@ -246,7 +246,7 @@ def main() -> None:
     for workload in args.workloads:
         rows = prompts[workload]
         for engine in engines:
-            engine.run(rows, min(4, NEW_TOKENS[workload]), workload)
+            engine.run(rows[: PEER_BATCH["W3"]], 4, workload)  # warm-up
         times: dict[str, list[float]] = defaultdict(list)
         first: dict[str, list[float]] = defaultdict(list)
         for _ in range(args.repeats):

@@ -1208,7 +1208,7 @@ def resolve_max_model_len(text_config: PretrainedConfig, args: EngineArgs) -> in
     limit, origin = known[name], name
     rope = getattr(text_config, "rope_parameters", None) or {}
     rope_type = rope.get("rope_type")
-    if rope_type in ("linear", "dynamic", "yarn") and "gemma3" not in text_config.model_type:
+    if rope_type in ("linear", "yarn") and "gemma3" not in text_config.model_type:
         start = rope.get("original_max_position_embeddings", limit) if rope_type == "yarn" else limit
         limit, origin = int(start * rope.get("factor", 1.0)), f"{name} with {rope_type} rope scaling"
     window = getattr(text_config, "sliding_window", None)

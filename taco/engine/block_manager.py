@@ -415,7 +415,4 @@ _NOTHING: list[int] = []
 
 def reads_no_prefix(request: Request) -> bool:
     """Whether a request must compute its whole prompt: its log-probabilities are asked for, or the caller says so."""
-    params = request.params
-    if params.skip_reading_prefix_cache is not None:
-        return bool(params.skip_reading_prefix_cache)
-    return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
+    return bool(request.params.skip_reading_prefix_cache) or request.params.prompt_logprobs is not None

@@ -156,6 +156,8 @@ class LLMEngine:
                 if request is not None:
                     self.scheduler.finish(request, RequestStatus.FINISHED_ABORTED)
             self.output_processor.abort(one)
+        if self._executor is not None:
+            self._settle()
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything left to do."""
@@ -185,17 +187,29 @@ class LLMEngine:
             processed = self.output_processor.process(updates)
             for request, _ in processed.stopped:
                 self.scheduler.finish(request, RequestStatus.FINISHED_STOPPED)
+            self._settle()
             return processed.outputs
         except BaseException:
             self._recover()
             raise
 
+    def _settle(self) -> None:
+        """When nothing is unfinished, lets the worker forget what it holds of requests."""
+        if self.scheduler.num_unfinished:
+            return
+        assert self._executor is not None
+        if (farewell := self.scheduler.farewell()) is not None:
+            self._in_flight.append((farewell, self._executor.submit(farewell)))
+        while self._in_flight:
+            plan, pending = self._in_flight.popleft()
+            self.scheduler.update(plan, self._executor.collect(pending))
+
     def _recover(self) -> None:
         """Drops everything a failed step may have left half done."""
         assert self._executor is not None
         self._in_flight.clear()
-        for request in self.scheduler.reset():
-            self.output_processor.abort(request.request_id)
+        self.scheduler.reset()
+        self.output_processor.abort_all()
         self._executor.reset()
 
     # Tokenizer, configs, end

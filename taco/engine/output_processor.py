@@ -202,6 +202,12 @@ class OutputProcessor:
                 self._forget(parent)
         return processed
 
+    def abort_all(self) -> None:
+        """Forgets every request."""
+        self._parents.clear()
+        self._sequences.clear()
+        self._ready.clear()
+
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once.
 

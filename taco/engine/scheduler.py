@@ -349,21 +349,28 @@ class Scheduler:
                 self.finish(request, status)
         return updates
 
-    def reset(self) -> list[Request]:
-        """Aborts every request and forgets every step and cached prefix, after a step has failed.
+    def farewell(self) -> StepPlan | None:
+        """A plan that only lets the worker forget the rows that have left; None if it knows already.
 
-        Returns:
-            The requests that were unfinished.
+        To be carried out when nothing is unfinished: parameters of requests may hold large objects of the caller.
         """
-        requests = list(self.requests.values())
-        for request in requests:
+        if not self._removed_rows and not self._cleared_blocks:
+            return None
+        plan = StepPlan(self._next_step_id, self._removed_rows, self._cleared_blocks)
+        self._removed_rows, self._cleared_blocks = [], []
+        self._next_step_id += 1
+        self._in_flight[plan.step_id] = []
+        return plan
+
+    def reset(self) -> None:
+        """Aborts every request and forgets every step and cached prefix, after a step has failed."""
+        for request in list(self.requests.values()):
             self.finish(request, RequestStatus.FINISHED_ABORTED)
         self._in_flight.clear()
         self._removed_rows.clear()
         self._cleared_blocks.clear()
         self.blocks.begin_step()
         self.blocks.pool.reset_index()
-        return requests
 
     def check_integrity(self) -> None:
         """Asserts the invariants that hold between steps."""

@@ -5,8 +5,8 @@ cache is gathered without repeating key heads: the query heads of a group become
 
 - Rows with one query token are taken in groups of similar length. Their keys are gathered into a dense tensor
   [rows * num_kv_heads, keys, head_dim] and attended by two batched products; padding is masked.
-- Rows with more tokens go one by one through `scaled_dot_product_attention`, a slice of queries at a time, so that masks
-  stay small and keys in the future of a slice are not touched.
+- Rows with more tokens go one by one through `scaled_dot_product_attention`, a slice of queries at a time: masks stay
+  small, and keys in the future of a slice are not touched.
 """
 
 from __future__ import annotations

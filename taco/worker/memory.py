@@ -76,7 +76,7 @@ def num_blocks(config: TacoConfig, shape: CacheGeometry, budget_bytes: int) -> i
         return count
     raise OutOfMemoryError(
         f"{source} holds {max(0, fitting)} tokens, but one sequence may have max_model_len={max_model_len} "
-        f"({needed * shape.block_bytes / GIB:.2f} GiB, {shape.block_bytes} bytes a block of {cache.block_size} tokens). "
+        f"({needed * shape.block_bytes / GIB:.2f} GiB, {shape.block_bytes} bytes for {cache.block_size} tokens). "
         f"Pass max_model_len={max(0, fitting)} or less"
         + (
             f", or num_gpu_blocks_override={needed} or more."

@@ -55,7 +55,7 @@ class Worker:
                 )
             finally:
                 checkpoint.close()
-        model.finalize()
+        model.finalize(config.max_model_len)
         self.model = model.eval()
 
     def num_device_blocks(self) -> int:

@@ -601,7 +601,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4}
         ({"max_position_embeddings": None, "n_positions": 1024}, 1024),
         ({"model_max_length": 512}, 512),
         ({"rope_parameters": LINEAR}, 16384),
-        ({"rope_parameters": {**LINEAR, "rope_type": "dynamic"}}, 16384),
+        ({"rope_parameters": {**LINEAR, "rope_type": "dynamic"}}, 4096),
         ({"rope_parameters": YARN}, 16384),
         ({"rope_parameters": {**YARN, "original_max_position_embeddings": 2048}}, 8192),
         ({"rope_parameters": LLAMA3}, 4096),

@@ -8,6 +8,11 @@ import torch
 from taco.kernels.activation import gelu_tanh_and_mul, silu_and_mul
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def silu(x: torch.Tensor) -> torch.Tensor:
     return x / (1 + (-x).exp())
 
@@ -25,8 +30,9 @@ def test_the_first_half_gates_the_second(op: object, function: object, dtype: to
     out = op(x)  # type: ignore[operator]
     assert out.dtype == dtype
     assert torch.equal(x, before)
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(out.double(), function(gate) * up, rtol=2 * eps + 1e-6, atol=1e-6)  # type: ignore[operator]
+    # For negative gates 1 + tanh cancels, so the error goes with the gate and not with the result.
+    bound = 2 * torch.finfo(dtype).eps * (gate * up).abs() + 1e-6
+    assert ((out.double() - function(gate) * up).abs() <= bound).all()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("op", [silu_and_mul, gelu_tanh_and_mul])

@@ -11,6 +11,11 @@ DTYPES = [torch.float32, torch.bfloat16]
 EPS = 1e-5
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def exact_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     x = x.double()
     return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()

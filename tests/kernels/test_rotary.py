@@ -8,6 +8,11 @@ from hypothesis import strategies as st
 from taco.kernels.rotary import rotary
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def angles_of(positions: torch.Tensor, size: int) -> torch.Tensor:
     """float64 [T, 1, size / 2]."""
     return positions.double()[:, None, None] * 100.0 ** -(torch.arange(size // 2).double() / size)

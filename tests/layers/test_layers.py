@@ -23,6 +23,11 @@ from taco.layers.rotary import RotaryEmbedding
 from tests.models.harness import Runner, load, random_reference, tiny_config
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def fill(module: nn.Module) -> None:
     for parameter in module.parameters():
         parameter.copy_(torch.randn_like(parameter))

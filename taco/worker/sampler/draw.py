@@ -23,9 +23,6 @@ class Draw(Feature):
         self._seeds[new.row] = new.seed
         return not is_greedy(new)
 
-    def remove(self, row: int) -> None:
-        pass
-
     def uniforms(self, rows: np.ndarray, positions: np.ndarray, device: torch.device) -> torch.Tensor:
         """The random numbers, float64 [n], of tokens before which `positions` tokens stand in their rows."""
         return to_device(uniform(self._seeds[rows], positions), device)

@@ -39,8 +39,7 @@ class Feature:
         raise NotImplementedError
 
     def remove(self, row: int) -> None:
-        """Forgets a row that was taken in."""
-        raise NotImplementedError
+        """Forgets a row that was taken in; numbers that `add` would set again may stay."""
 
     def append(self, row: int, token_ids: list[int]) -> None:
         """Tokens that were added to the row's output."""

@@ -27,16 +27,13 @@ class Temperature(Feature):
     """Divides the logits; greedy rows have none."""
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
-        self._temperature = RowArray(num_rows, np.float32, 1.0, device)
+        self._temperature = RowArray(num_rows, np.float32, device)
 
     def add(self, new: NewRow) -> bool:
         if new.params.temperature == 1 or is_greedy(new):
             return False
         self._temperature.set(new.row, new.params.temperature)
         return True
-
-    def remove(self, row: int) -> None:
-        self._temperature.reset(row)
 
     def apply(self, selection: Selection, logits: torch.Tensor) -> None:
         temperature = self._temperature.on_device(selection.rows)
@@ -73,9 +70,9 @@ class Filters(Feature):
 
     def __init__(self, vocab_size: int, num_rows: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._top_k = RowArray(num_rows, np.int64, 0, device)
-        self._top_p = RowArray(num_rows, np.float64, 1.0, device)
-        self._log_min_p = RowArray(num_rows, np.float32, -np.inf, device)
+        self._top_k = RowArray(num_rows, np.int64, device)
+        self._top_p = RowArray(num_rows, np.float64, device)
+        self._log_min_p = RowArray(num_rows, np.float32, device)
 
     def add(self, new: NewRow) -> bool:
         params = new.params
@@ -86,10 +83,6 @@ class Filters(Feature):
         self._top_p.set(new.row, params.top_p)
         self._log_min_p.set(new.row, np.log(params.min_p) if params.min_p > 0 else -np.inf)
         return True
-
-    def remove(self, row: int) -> None:
-        for numbers in (self._top_k, self._top_p, self._log_min_p):
-            numbers.reset(row)
 
     def find(self, rows: np.ndarray, logits: torch.Tensor, peaks: torch.Tensor) -> Kept:
         """What is left of rows of logits.

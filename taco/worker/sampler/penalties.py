@@ -22,9 +22,9 @@ class Penalties(Feature):
 
     def __init__(self, vocab_size: int, num_rows: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._repetition = RowArray(num_rows, np.float32, 1.0, device)
-        self._frequency = RowArray(num_rows, np.float32, 0.0, device)
-        self._presence = RowArray(num_rows, np.float32, 0.0, device)
+        self._repetition = RowArray(num_rows, np.float32, device)
+        self._frequency = RowArray(num_rows, np.float32, device)
+        self._presence = RowArray(num_rows, np.float32, device)
         # The distinct tokens of each row, those of the prompt first, then in the order in which the output brought
         # them; the number is how often the output has each.
         self._table = RaggedRows(num_rows)
@@ -48,8 +48,6 @@ class Penalties(Feature):
         return True
 
     def remove(self, row: int) -> None:
-        for numbers in (self._repetition, self._frequency, self._presence):
-            numbers.reset(row)
         self._table.clear(row)
         del self._places[row], self._outputs[row]
 

@@ -13,13 +13,11 @@ class RowArray:
 
     Args:
         num_rows: rows there can be.
-        dtype: of the numbers.
-        default: number of the rows that were not set.
+        dtype: of the numbers, which are 0 until they are set.
     """
 
-    def __init__(self, num_rows: int, dtype: type[np.generic], default: float, device: torch.device) -> None:
-        self.default = default
-        self.host = np.full(num_rows, default, dtype)
+    def __init__(self, num_rows: int, dtype: type[np.generic], device: torch.device) -> None:
+        self.host = np.zeros(num_rows, dtype)
         self._device = device
         self._copy = torch.from_numpy(self.host)  # on a CPU the same memory
         self._stale = device.type != "cpu"
@@ -27,9 +25,6 @@ class RowArray:
     def set(self, row: int, value: float) -> None:
         self.host[row] = value
         self._stale = self._device.type != "cpu"
-
-    def reset(self, row: int) -> None:
-        self.set(row, self.default)
 
     def on_device(self, rows: np.ndarray) -> torch.Tensor:
         """The numbers of `rows`, [n] on the device."""

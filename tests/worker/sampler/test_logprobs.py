@@ -117,6 +117,13 @@ def test_raw_logprobs_beside_an_edited_row_are_those_of_the_model() -> None:
         np.testing.assert_allclose(found[row].logprobs[0, 1], np.log(0.4), atol=1e-6)
 
 
+def test_raw_logprobs_do_not_see_the_filters() -> None:
+    rows = [new_row(row, top_k=2, logprobs=-1) for row in range(2)]
+    found = make_sampler(6, rows, logprobs_mode="raw_logprobs").sample([0, 1], LOGITS.repeat(2, 1)).logprob_rows()
+    for row in (0, 1):
+        np.testing.assert_allclose(found[row].logprobs[0], LOGITS[0][found[row].token_ids[0].tolist()], atol=1e-6)
+
+
 # The prompt
 
 PROMPT_LOGITS = torch.randn(5, 6, generator=torch.Generator().manual_seed(4))

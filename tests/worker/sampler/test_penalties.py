@@ -56,6 +56,20 @@ def test_a_token_that_is_taken_back_counts_no_more(token_id: int) -> None:
     assert logits_now() == before
 
 
+@pytest.mark.parametrize(("more", "back", "left"), [([4, 4], 1, [4]), ([1], 1, []), ([1, 4], 2, [])])
+def test_taking_back_one_of_several_occurrences_leaves_the_others(more: list[int], back: int, left: list[int]) -> None:
+    """The 4 is the last token to have been seen first; the 1 stands in the prompt, whose penalty stays."""
+    fields = {"repetition_penalty": 2.0, "frequency_penalty": 0.5}
+    sampler = make_sampler(
+        5, [new_row(0, [0, 1], temperature=0, logprobs=-1, **fields)], logprobs_mode="processed_logits"
+    )
+    sampler.append([0], [more])
+    sampler.rollback(0, back)
+    rows = sampler.sample([0], torch.full((1, 5), 8.0)).logprob_rows()[0]
+    found = rows.logprobs[0, 1:][np.argsort(rows.token_ids[0, 1:])].tolist()
+    assert found == processed(fields, [0, 1], left, [8.0] * 5)
+
+
 def test_penalties_of_many_rows_with_long_histories() -> None:
     vocab, num_rows = 3000, 40
     generator = np.random.default_rng(0)

@@ -77,6 +77,14 @@ def test_ids_are_tuples_and_three_parameters_ask_for_the_prompt() -> None:
     assert calls == [((9, 4, 5),), ((7, 8), (9, 4, 5)), ((7, 8), (9, 4, 5))]
 
 
+def test_other_numbers_of_parameters_get_two_arguments() -> None:
+    def four(output: Any, logits: torch.Tensor, factor: float = 2.0, offset: float = 1.0) -> torch.Tensor:
+        assert isinstance(logits, torch.Tensor)
+        return logits * factor + offset
+
+    assert sample([four, lambda *arguments: arguments[1]]) == ([4, 4, 4], {})
+
+
 def test_a_callable_without_a_signature_gets_two_arguments() -> None:
     class Opaque:
         __signature__ = "none"

@@ -317,6 +317,18 @@ def test_constraints_that_leave_no_token_are_an_error() -> None:
     assert list(output.errors) == [0] and "allowed_token_ids" in output.errors[0]
 
 
+def test_a_batch_of_several_blocks_reports_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "BLOCK_ENTRIES_CPU", 2 * 10)
+    rows = [new_row(row, temperature=0) for row in range(5)]
+    rows[3] = new_row(3, logits_processors=[lambda output, logits: 1 / 0])
+    rows[4] = new_row(4, temperature=0, logprobs=1)
+    logits = torch.eye(10)[:5].clone()
+    output = make_sampler(10, rows).sample(range(5), logits)
+    assert output.token_ids.tolist()[:3] == [0, 1, 2] and output.token_ids[4] == 4
+    assert list(output.errors) == [3] and "ZeroDivisionError" in output.errors[3]
+    assert {position: rows.token_ids.tolist() for position, rows in output.logprob_rows().items()} == {4: [[4, 4]]}
+
+
 # Positions
 
 

@@ -71,12 +71,12 @@ def test_rows_that_come_and_go_do_not_let_the_buffer_grow() -> None:
     assert len(table._ids) < 5000
 
 
-def test_row_array_gathers_and_resets() -> None:
-    array = RowArray(3, np.float32, 1.0, torch.device("cpu"))
+def test_row_array_gathers_the_latest_numbers() -> None:
+    array = RowArray(3, np.float32, torch.device("cpu"))
     array.set(1, 0.25)
-    assert array.on_device(np.array([1, 0, 1])).tolist() == [0.25, 1.0, 0.25]
-    array.reset(1)
-    assert array.on_device(np.array([1])).tolist() == [1.0]
+    assert array.on_device(np.array([1, 0, 1])).tolist() == [0.25, 0.0, 0.25]
+    array.set(1, 0.5)
+    assert array.on_device(np.array([1])).tolist() == [0.5]
 
 
 def test_select_rows_copies_only_where_it_must() -> None:
