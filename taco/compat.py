@@ -34,6 +34,7 @@ class Behaviour:
             number of more likely ones.
         decoded_token_in_context: `Logprob.decoded_token` is what the token adds to the text, so that the parts join
             to it, instead of the token decoded alone.
+        checks_stop_token_ids: stop_token_ids outside the vocabulary are an error; otherwise they have no effect.
         stop_string_order: of several stop strings in new text, the first in the "list" or the one "earliest" complete.
         beam_score_includes_prompt: the length in a beam's score counts the prompt, without the end-of-sequence token;
             otherwise the generated tokens, with it.
@@ -49,6 +50,7 @@ class Behaviour:
     logprobs_after_processing: bool
     rank_counts_ties: bool
     decoded_token_in_context: bool
+    checks_stop_token_ids: bool
     stop_string_order: Literal["list", "earliest"]
     beam_score_includes_prompt: bool
 
@@ -64,6 +66,7 @@ V0_6 = Behaviour(
     logprobs_after_processing=True,
     rank_counts_ties=False,
     decoded_token_in_context=True,
+    checks_stop_token_ids=False,
     stop_string_order="list",
     beam_score_includes_prompt=True,
 )
@@ -79,6 +82,7 @@ V0_33 = Behaviour(
     logprobs_after_processing=False,
     rank_counts_ties=True,
     decoded_token_in_context=False,
+    checks_stop_token_ids=True,
     stop_string_order="earliest",
     beam_score_includes_prompt=False,
 )

@@ -48,7 +48,7 @@ class ModelConfig:
         fit_max_model_len: `max_model_len` may be lowered to what the KV cache holds (`max_model_len="auto"`).
         max_logprobs: most log-probabilities a request may ask for at each position.
         logprobs_mode: "raw_logprobs", "processed_logprobs", "raw_logits" or "processed_logits".
-        served_model_name: name of the model in outputs and logs.
+        served_model_name: name of the model in logs and in what the commands print.
         hf_config: the Hugging Face config, overrides applied.
         hf_text_config: the part of it that describes the language model (the same object for a text model).
         generation_config: contents of generation_config.json; its `eos_token_id` always applies. Empty without a file.
@@ -220,13 +220,6 @@ class LoadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObservabilityConfig:
-    """What the engine reports about itself."""
-
-    disable_log_stats: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class TacoConfig:
     """Everything an engine is built from.
 
@@ -240,5 +233,4 @@ class TacoConfig:
     device_config: DeviceConfig
     load_config: LoadConfig = field(default_factory=LoadConfig)
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
-    observability_config: ObservabilityConfig = field(default_factory=ObservabilityConfig)
     behaviour: Behaviour

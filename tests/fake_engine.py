@@ -32,6 +32,7 @@ def make_config(
     default_sampling_params: dict[str, Any] | None = None,
     chat_template: str | None = None,
     max_logprobs: int = 20,
+    logprobs_mode: str = "processed_logprobs",
     seed: int = 0,
     skip_tokenizer_init: bool = False,
 ) -> TacoConfig:
@@ -47,7 +48,7 @@ def make_config(
             seed=seed,
             max_model_len=max_model_len,
             max_logprobs=max_logprobs,
-            logprobs_mode="processed_logprobs",
+            logprobs_mode=logprobs_mode,
             served_model_name="fake",
             hf_config=hf_config,
             hf_text_config=hf_config,
@@ -82,14 +83,17 @@ class FakeEngine:
         self.scheduler_config = config.scheduler_config
         self.device_config = config.device_config
         self.script = script
-        self.set_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self.input_processor = InputProcessor(config, tokenizer)
+        self.output_processor = OutputProcessor(config, tokenizer)
         self.requests: list[Request] = []
         self.max_unfinished = 0
+        self.max_sequences = 0
         self.is_closed = False
 
     def set_tokenizer(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.input_processor = InputProcessor(self.config, tokenizer)
+        self.input_processor.set_tokenizer(tokenizer)
         self.output_processor = OutputProcessor(self.config, tokenizer)
 
     def get_tokenizer(self) -> Any:
@@ -104,6 +108,7 @@ class FakeEngine:
         self.output_processor.add(processed)
         self.requests += processed.children
         self.max_unfinished = max(self.max_unfinished, self.output_processor.num_unfinished)
+        self.max_sequences = max(self.max_sequences, len(self.requests))
 
     def has_unfinished_requests(self) -> bool:
         return self.output_processor.num_unfinished > 0

@@ -37,7 +37,6 @@ from taco.config import (
     DeviceConfig,
     LoadConfig,
     ModelConfig,
-    ObservabilityConfig,
     ParallelConfig,
     SchedulerConfig,
     TacoConfig,
@@ -400,7 +399,9 @@ class EngineArgs:
     # Names of vLLM 0.6.6, in its order.
     model: str = implemented("facebook/opt-125m", TEXT, "Folder, .gguf file or hub id of the model.")
     served_model_name: str | list[str] | None = implemented(
-        None, TextList(optional=True), "Name of the model in outputs and logs, instead of `model`; the first counts."
+        None,
+        TextList(optional=True),
+        "Name of the model in logs and in what the commands print, instead of `model`; the first counts.",
     )
     tokenizer: str | None = implemented(None, OPTIONAL_TEXT, "Folder or hub id of the tokenizer, if not the model's.")
     task: str = implemented("auto", OneOf(values=("auto", "generate")), "What the model is used for.")
@@ -475,7 +476,9 @@ class EngineArgs:
     max_logprobs: int = implemented(
         20, Integer(minimum=-1), "Most log-probabilities a request may ask for at each position; -1: the vocabulary."
     )
-    disable_log_stats: bool = implemented(False, SWITCH, "Do not log statistics of the engine.")
+    disable_log_stats: bool = immaterial(
+        False, "statistics of the engine are never logged, and outputs always have their metrics"
+    )
     revision: str | None = implemented(None, OPTIONAL_TEXT, "Branch, tag or commit of the model on the hub.")
     code_revision: str | None = implemented(
         None,
@@ -955,7 +958,6 @@ class EngineArgs:
                 pipeline_parallel_size=args.pipeline_parallel_size,
                 data_parallel_size=args.data_parallel_size,
             ),
-            observability_config=ObservabilityConfig(disable_log_stats=args.disable_log_stats),
             behaviour=behaviour,
         )
 
@@ -1057,6 +1059,12 @@ def check_combinations(args: EngineArgs, problems: _Problems) -> None:
         )
     if callable(args.hf_overrides) and (args.rope_scaling is not None or args.rope_theta is not None):
         problems.add("rope_scaling and rope_theta cannot go with a callable hf_overrides; set them in the callable")
+    tokenizer = args.tokenizer or args.model
+    if args.tokenizer_revision not in (None, args.revision) and Path(tokenizer).expanduser().exists():
+        problems.add(
+            f"tokenizer_revision={args.tokenizer_revision!r}: {tokenizer} is a local folder or file, which has no "
+            "revisions; drop the argument, or pass the hub id of the tokenizer"
+        )
     if args.preemption_mode == "swap" and args.swap_space == 0:
         problems.add('preemption_mode="swap" needs a swap_space above 0')
     if args.enable_chunked_prefill is False and args.long_prefill_token_threshold:

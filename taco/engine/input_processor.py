@@ -140,13 +140,17 @@ class InputProcessor:
     def __init__(self, config: TacoConfig, tokenizer: Any) -> None:
         model = config.model_config
         self.config = config
-        self.tokenizer = tokenizer
         self._behaviour = config.behaviour
         self._vocab_size = model.vocab_size
         self._max_model_len = model.max_model_len
         # A sequence may be one token longer where the reference looks at the length after it has drawn a token.
         self._max_total_tokens = model.max_model_len + self._behaviour.length_cap_extra_token
         self._numbers = itertools.count()
+        self.set_tokenizer(tokenizer)
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Replaces the tokenizer; requests go on being numbered, so that no row repeats another's random numbers."""
+        self.tokenizer = tokenizer
         self._bos_token_id: int | None = getattr(tokenizer, "bos_token_id", None)
         self._bos_token: str | None = getattr(tokenizer, "bos_token", None)
         eos_token_id: int | None = getattr(tokenizer, "eos_token_id", None)
@@ -584,6 +588,15 @@ class InputProcessor:
         params.update_from_generation_config(dict(self.config.model_config.generation_config), self._eos_token_id)
         params._all_stop_token_ids = {token for token in params._all_stop_token_ids if 0 <= token < self._vocab_size}
         num_returned = params.n if params._real_n is None else params._real_n
+        logprobs_mode = self.config.model_config.logprobs_mode
+        if num_returned < params.n and not logprobs_mode.endswith("logprobs"):
+            raise UnsupportedFeatureError(
+                f"best_of={params.n} ranks samples by their log-probabilities, and with logprobs_mode="
+                f"{logprobs_mode!r} there are logits in their place; drop best_of, or pass another logprobs_mode to "
+                "LLM.",
+                parameter="best_of",
+                value=params.n,
+            )
         hides_logprobs = num_returned < params.n and params.num_logprobs is None
         if hides_logprobs:
             params.logprobs = 0
@@ -612,6 +625,8 @@ class InputProcessor:
 
     def _check_vocabulary(self, params: SamplingParams) -> None:
         for name in ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_token_ids"):
+            if name == "stop_token_ids" and not self._behaviour.checks_stop_token_ids:
+                continue  # a token that does not exist is never drawn
             value = getattr(params, name)
             if value:
                 self._require_in_vocabulary(name, value)

@@ -74,7 +74,7 @@ class LLMEngine:
         self._num_ahead = int(config.scheduler_config.async_scheduling)
         logger.info(
             "Loaded %s (%s, %s) in %.1f s; KV cache of %d tokens, at most %d sequences of %d tokens",
-            config.model_config.model,
+            config.model_config.served_model_name,
             config.model_config.dtype,
             config.device_config.device,
             time.perf_counter() - started,
@@ -225,7 +225,7 @@ class LLMEngine:
         if self.has_unfinished_requests():
             raise TacoValidationError("The tokenizer cannot change while requests are unfinished.")
         self.tokenizer = tokenizer
-        self.input_processor = InputProcessor(self.config, tokenizer)
+        self.input_processor.set_tokenizer(tokenizer)
         self.output_processor = OutputProcessor(self.config, tokenizer)
 
     @property
@@ -289,12 +289,14 @@ def _load_tokenizer(config: TacoConfig) -> Any:
         return None
     from taco.tokenizer.loading import load_tokenizer
 
-    source = model.source if model.tokenizer == model.model else model.tokenizer
+    is_models_own = model.tokenizer == model.model and model.tokenizer_revision == model.revision
     return load_tokenizer(
-        source,
+        model.source if is_models_own else model.tokenizer,
         tokenizer_mode=model.tokenizer_mode,
         trust_remote_code=model.trust_remote_code,
         revision=model.tokenizer_revision,
+        download_dir=config.load_config.download_dir,
+        hf_token=model.hf_token,
     )
 
 

@@ -6,6 +6,7 @@ see before the end (text without stop strings, log-probabilities) is made at the
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -80,8 +81,9 @@ class _Sequence:
 
     @property
     def score(self) -> float:
+        """What `best_of` ranks by; a sample that failed is worse than any other."""
         assert self.cumulative_logprob is not None
-        return self.cumulative_logprob
+        return -math.inf if self.finish_reason == "error" else self.cumulative_logprob
 
 
 class _Parent:

@@ -188,7 +188,6 @@ class LLM:
         **kwargs: Any,
     ) -> None:
         named = {name: value for name, value in locals().items() if name not in ("self", "kwargs")}
-        kwargs.setdefault("disable_log_stats", True)
         _check_names(kwargs)
         self._lock = threading.RLock()
         self._is_closed = False
@@ -228,7 +227,8 @@ class LLM:
             prompt_token_ids: deprecated; pass token ids as `prompts`.
             use_tqdm: show a progress bar; a callable is used in place of `tqdm.tqdm`.
             lora_request, prompt_adapter_request, guided_options_request: must be None in this version.
-            priority: for all prompts or a list; smaller runs earlier under scheduling_policy="priority".
+            priority: for all prompts or a list; smaller runs earlier under scheduling_policy="priority". Prompts from
+                an iterator are ordered among those that have been read.
             tokenization_kwargs: `truncate_prompt_tokens`, `truncation_side`, `max_length`, `truncation`,
                 `add_special_tokens`; see `InputProcessor.tokenize_options`.
             mm_processor_kwargs: must be None in this version.
@@ -427,8 +427,8 @@ class LLM:
                 return batch.run(rows, progress)
 
 
-# One row on its way to the engine: what the caller passed, and what became of it.
-_Row = tuple[object, PreparedPrompt | TacoValidationError]
+# One row on its way to the engine: its index, what the caller passed, and what became of it.
+_Row = tuple[int, object, PreparedPrompt | TacoValidationError]
 
 
 class _Batch:
@@ -441,7 +441,7 @@ class _Batch:
         self._options = options
         self._raises = raises
         self._cache = ParamsCache()
-        # Enough to keep every row of the device busy and to plan ahead; a longer queue would only cost memory.
+        # Sequences (samples, not rows): enough to keep the device busy and to plan ahead; more would only cost memory.
         self._max_unfinished = 2 * self._engine.scheduler_config.max_num_seqs + 1000
 
     def _prepare(self, prompts: list[object], first: int) -> list[PreparedPrompt | TacoValidationError]:
@@ -457,11 +457,11 @@ class _Batch:
         )
 
     def prepare_all(self, prompts: Iterable[object], num_rows: int) -> Iterator[_Row]:
-        """Checks all rows, then hands them out and forgets them one by one."""
+        """Checks all rows, then hands them out, those that are to run earlier first, and forgets them one by one."""
         if self._raises and not _is_list(self._columns.params):
             # What is wrong with every row is said once.
             self._cache.get(self._engine.input_processor, self._columns.params, RequestOutputKind.FINAL_ONLY)
-        rows: deque[_Row] = deque()
+        rows: list[_Row] = []
         errors: dict[int, TacoValidationError] = {}
         prompts = iter(prompts)
         while chunk := list(islice(prompts, _ROWS_TOKENIZED_AT_ONCE)):
@@ -469,14 +469,17 @@ class _Batch:
             for prompt, row in zip(chunk, prepared, strict=True):
                 if isinstance(row, TacoValidationError):
                     errors[len(rows)] = row
-                    rows.append((prompt, row))
+                    rows.append((len(rows), prompt, row))
                 else:
-                    rows.append((None, row))
+                    rows.append((len(rows), None, row))
         if errors and self._raises:
             if num_rows == 1:
                 raise errors[0]
             raise BatchValidationError({index: str(error) for index, error in errors.items()}, num_rows)
-        return _drain(rows)
+        if self._engine.scheduler_config.policy == "priority":
+            # The engine sees a part of the rows at a time, so its own queue cannot bring the urgent ones forward.
+            rows.sort(key=lambda row: 0 if row[0] in errors else self._columns.priority_of(row[0]))
+        return _drain(deque(rows))
 
     def prepare_as_needed(self, prompts: Iterator[object]) -> Iterator[_Row]:
         """Checks rows a chunk at a time, when the engine has room for them."""
@@ -490,28 +493,34 @@ class _Batch:
                         parameter=row.parameter,
                         value=row.value,
                     )
-                yield chunk[index], row
+                yield first + index, chunk[index], row
             first += len(chunk)
 
     def run(self, rows: Iterator[_Row], progress: Progress) -> list[RequestOutput]:
         """Runs rows to their end and returns their outputs in order. Whatever happens, no request is left behind."""
-        outputs: list[RequestOutput | None] = []
-        unfinished: dict[str, int] = {}  # request id -> row
+        outputs: dict[int, RequestOutput] = {}
+        unfinished: dict[str, tuple[int, int]] = {}  # request id -> row, number of its sequences
+        num_sequences = 0
+        first_id = self._request_counter.counter
         try:
             while True:
-                for prompt, row in islice(rows, self._max_unfinished - len(unfinished)):
-                    request_id = str(next(self._request_counter))
-                    output = self._add(request_id, len(outputs), prompt, row)
-                    if output is None:
-                        unfinished[request_id] = len(outputs)
+                while num_sequences < self._max_unfinished and (next_row := next(rows, None)) is not None:
+                    index, prompt, row = next_row
+                    next(self._request_counter)
+                    request_id = str(first_id + index)
+                    added = self._add(request_id, index, prompt, row)
+                    if isinstance(added, RequestOutput):
+                        outputs[index] = added
+                        progress.add(added)
                     else:
-                        progress.add(output)
-                    outputs.append(output)
+                        unfinished[request_id] = index, added
+                        num_sequences += added
                 if not unfinished:
                     break
                 assert self._engine.has_unfinished_requests()
                 for output in self._engine.step():
-                    index = unfinished.pop(output.request_id)
+                    index, count = unfinished.pop(output.request_id)
+                    num_sequences -= count
                     if output.error is not None and self._raises:
                         raise TacoError(
                             f"Row {index} failed while it ran, and the unfinished rows were aborted; pass "
@@ -522,13 +531,12 @@ class _Batch:
         except BaseException:
             self._engine.abort_request(list(unfinished))
             raise
-        assert None not in outputs
-        return outputs  # type: ignore[return-value]
+        return [outputs[index] for index in range(len(outputs))]
 
     def _add(
         self, request_id: str, index: int, prompt: object, row: PreparedPrompt | TacoValidationError
-    ) -> RequestOutput | None:
-        """Adds a row to the engine, or returns its output if there is nothing to run."""
+    ) -> RequestOutput | int:
+        """Adds a row to the engine and returns how many sequences it has, or its output if there is nothing to run."""
         if isinstance(row, TacoValidationError):
             return error_output(request_id, prompt, row)
         processed = self._engine.input_processor.build(
@@ -539,9 +547,10 @@ class _Batch:
             priority=self._columns.priority_of(index),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        if processed.finished is None:
-            self._engine.add_processed(processed)
-        return processed.finished
+        if processed.finished is not None:
+            return processed.finished
+        self._engine.add_processed(processed)
+        return len(processed.children)
 
 
 def _drain(rows: deque[_Row]) -> Iterator[_Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taco.config import TacoConfig
 from taco.plan import StepPlan, StepResult
+from taco.worker.memory import explain_device_memory
 from taco.worker.model_runner import PendingStep
 from taco.worker.worker import Worker
 
@@ -16,7 +17,9 @@ class InProcessExecutor:
 
     def __init__(self, config: TacoConfig) -> None:
         self.worker = Worker(config)
-        self.worker.load_model()
+        advice = "free memory that other processes hold, or take a smaller model or data type"
+        with explain_device_memory("the weights", advice):
+            self.worker.load_model()
         self.num_device_blocks = self.worker.num_device_blocks()
         self.num_host_blocks = self.worker.num_host_blocks()
         self.max_idle_cached_blocks = self.worker.max_idle_cached_blocks()

@@ -10,6 +10,8 @@ import torch
 from taco.kernels.dispatch import op
 from taco.kernels.metadata import AttentionMetadata
 
+SCORE_BYTES = 256 << 20  # float32 scores that the reference makes at a time; their softmax takes as much again
+
 
 @op
 def write_kv(
@@ -56,15 +58,19 @@ def paged_attention(
         start, stop = int(meta.query_start_cpu[row]), int(meta.query_start_cpu[row + 1])
         num_keys = int(meta.seq_lens_cpu[row])
         blocks = meta.block_tables[row, : -(-num_keys // meta.block_size)].long()
-        q = query[start:stop].float().view(stop - start, num_kv_heads, -1, head_dim)
         k = key_cache[blocks].transpose(1, 2).reshape(-1, num_kv_heads, head_dim)[:num_keys].float()
         v = value_cache[blocks].transpose(1, 2).reshape(-1, num_kv_heads, head_dim)[:num_keys].float()
-        scores = torch.einsum("qkgd,skd->kgqs", q, k) * scale
-        position = torch.arange(num_keys - (stop - start), num_keys, device=query.device)[:, None]
         key_position = torch.arange(num_keys, device=query.device)[None, :]
-        hidden = key_position > position
-        if sliding_window is not None:
-            hidden |= key_position <= position - sliding_window
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        out[start:stop] = torch.einsum("kgqs,skd->qkgd", weights, v).reshape(-1, num_heads, head_dim).to(query.dtype)
+        step = max(1, SCORE_BYTES // (4 * num_heads * num_keys))
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            q = query[low:high].float().view(high - low, num_kv_heads, -1, head_dim)
+            scores = torch.einsum("qkgd,skd->kgqs", q, k).mul_(scale)
+            position = torch.arange(num_keys - (stop - low), num_keys - (stop - high), device=query.device)[:, None]
+            hidden = key_position > position
+            if sliding_window is not None:
+                hidden |= key_position <= position - sliding_window
+            weights = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
+            attended = torch.einsum("kgqs,skd->qkgd", weights, v)
+            out[low:high] = attended.reshape(-1, num_heads, head_dim).to(query.dtype)
     return out

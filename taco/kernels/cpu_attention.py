@@ -3,26 +3,25 @@
 Two things decide the speed. Scratch memory is reused, because fresh pages cost more than the work done in them. And the
 cache is gathered without repeating key heads: the query heads of a group become the rows of one matrix instead.
 
-- Rows with one query token are taken in groups of similar length. Their keys are gathered into a dense tensor
-  [rows * num_kv_heads, keys, head_dim] and attended by two batched products; padding is masked.
-- Rows with more tokens go one by one through `scaled_dot_product_attention`, a slice of queries at a time: masks stay
-  small, and keys in the future of a slice are not touched.
+The queries of each row are cut into slices; a slice sees the keys up to its last query. Slices of similar size, a
+decoding row being a slice of one query, are attended together: their keys are gathered into one dense tensor
+[slices * num_kv_heads, keys, head_dim], two batched products do the rest, and what a query may not see is masked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from taco.kernels.attention import paged_attention, write_kv
 from taco.kernels.metadata import AttentionMetadata
 
-GATHER_BYTES = 4 << 20  # keys gathered at a time for rows with one token: with the values they stay in the last cache
-QUERY_SLICE = 256  # queries of one row attended at a time when a mask is needed
-MASK_CACHE_ELEMENTS = 8 << 20  # masks kept for all layers of a step; larger ones are made anew in each layer
+QUERY_SLICE = 128  # queries of a slice at most
+GATHER_BYTES = 4 << 20  # keys gathered at a time: with the values they stay in the last cache
+SCORE_ELEMENTS = 2 << 20  # scores of a group at most, where one slice alone does not need more
 
 
 @write_kv.candidate("cpu")
@@ -60,218 +59,170 @@ def paged_attention_cpu(
     """Gathers blocks into scratch memory and uses dense products; scores of 16-bit rows are rounded to 16 bits."""
     if query.device.type != "cpu":
         return NotImplemented
-    num_kv_heads = key_cache.shape[1]
-    plan = meta.cache.get(("cpu", num_kv_heads, sliding_window))
-    if plan is None:
-        plan = _Plan.make(meta, num_kv_heads, key_cache.shape[3] * key_cache.element_size(), sliding_window)
-        meta.cache["cpu", num_kv_heads, sliding_window] = plan
+    key = ("cpu", *query.shape[1:], key_cache.shape[1], sliding_window)
+    groups = meta.cache.get(key)
+    if groups is None:
+        groups = list(_make_groups(meta, query, key_cache, sliding_window))
+        meta.cache[key] = groups
     out = torch.empty_like(query)
-    for group in plan.groups:
-        _attend_group(out, query, key_cache, value_cache, meta, group, scale)
-    for prompt in plan.prompts:
-        _attend_prompt(out, query, key_cache, value_cache, meta, prompt, scale, sliding_window)
+    for group in groups:
+        group.attend(out, query, key_cache, value_cache, scale)
     return out
 
 
-@dataclass
-class _Group:
-    """Rows with one query token each, attended together: b = rows * num_kv_heads problems of n keys.
+def _make_groups(
+    meta: AttentionMetadata, query: torch.Tensor, key_cache: torch.Tensor, window: int | None
+) -> Iterator[_Group]:
+    """What all layers with the same heads and window share in one step."""
+    num_heads = query.shape[1]
+    block_bytes = key_cache[0].nbytes
+    slices = _cut(meta, window)
+    order = np.lexsort((slices.spans, slices.counts))
+    counts, spans = slices.counts[order].tolist(), slices.spans[order].tolist()
+    begin = 0
+    while begin < len(order):
+        most = spans[begin]
+        end = begin + 1
+        while end < len(order):
+            span, count = max(most, spans[end]), counts[end]
+            size = end + 1 - begin
+            if (
+                size * span * block_bytes > GATHER_BYTES
+                or size * span * meta.block_size * count * num_heads > SCORE_ELEMENTS
+                or count > 1.25 * counts[begin]  # padding to the largest wastes little
+                or span > 2 * min(spans[begin : end + 1]) + 4
+            ):
+                break
+            most = span
+            end += 1
+        yield _Group(meta, slices.select(np.sort(order[begin:end])), query, key_cache, window)
+        begin = end
 
-    tokens: int64 [r], their token (= row) numbers, or None if they are all rows in order. lines: int64 [b * blocks],
-    the block-heads to gather. hidden: bool [b, 1, n], or None. scratch: see `_scratch_of`.
+
+@dataclass
+class _Slices:
+    """Consecutive queries of one row each; int64 arrays with an entry a slice.
+
+    rows: row of the batch. starts: first token in the batch. counts: number of queries. positions: position of the first
+    query in its sequence. firsts: first block that any of them sees. spans: number of blocks from there.
     """
 
-    num_rows: int
-    num_blocks: int
-    tokens: torch.Tensor | None
-    lines: torch.Tensor
-    hidden: torch.Tensor | None
-    scratch: tuple[torch.Tensor, ...] | None = None
+    rows: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    positions: np.ndarray
+    firsts: np.ndarray
+    spans: np.ndarray
+
+    def select(self, index: np.ndarray) -> _Slices:
+        return _Slices(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
-@dataclass
-class _Prompt:
-    """One row with several query tokens. lines: int64 [num_kv_heads * blocks] from block `first_block` on."""
+def _cut(meta: AttentionMetadata, window: int | None) -> _Slices:
+    token_starts = meta.query_start_cpu[:-1].astype(np.int64)
+    num_queries = np.diff(meta.query_start_cpu).astype(np.int64)
+    contexts = meta.seq_lens_cpu.astype(np.int64) - num_queries
+    num_slices = -(-num_queries // QUERY_SLICE)
+    rows = np.repeat(np.arange(meta.num_rows), num_slices)
+    offsets = (np.arange(len(rows)) - np.repeat(np.cumsum(num_slices) - num_slices, num_slices)) * QUERY_SLICE
+    counts = np.minimum(QUERY_SLICE, num_queries[rows] - offsets)
+    positions = contexts[rows] + offsets
+    firsts = np.zeros_like(rows) if window is None else np.maximum(0, positions + 1 - window) // meta.block_size
+    spans = -(-(positions + counts) // meta.block_size) - firsts
+    return _Slices(rows, token_starts[rows] + offsets, counts, positions, firsts, spans)
 
-    start: int
-    stop: int
-    num_keys: int
-    first_block: int
-    lines: torch.Tensor
-    masks: dict[int, torch.Tensor]  # by first query of the slice
-    keep_masks: bool
 
+class _Group:
+    """Slices that are attended together: b = slices * num_kv_heads problems of G * T queries (the G query heads of a
+    key head, T queries each) and n keys.
 
-@dataclass
-class _Plan:
-    """What all layers with the same heads and window share in one step."""
+    Its tensors and its views of the workspace are made once a step: with few rows that costs as much as the work.
+    """
 
-    groups: list[_Group]
-    prompts: list[_Prompt]
+    def __init__(
+        self,
+        meta: AttentionMetadata,
+        slices: _Slices,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        window: int | None,
+    ) -> None:
+        num_kv_heads, size, head_dim = key_cache.shape[1:]
+        num_slices, num_heads = len(slices.rows), query.shape[1]
+        width, self.num_queries = int(slices.spans.max()), int(slices.counts.max())
+        self.heads = (num_slices, num_kv_heads, num_heads // num_kv_heads, self.num_queries)
+        batch, num_keys = num_slices * num_kv_heads, width * size
 
-    @classmethod
-    def make(cls, meta: AttentionMetadata, num_kv_heads: int, line_bytes: int, window: int | None) -> _Plan:
+        # Block-heads to gather; tables are padded with block 0.
+        columns = slices.firsts[:, None] + np.arange(width)
         tables = meta.block_tables.numpy()
-        size = meta.block_size
-        heads = np.arange(num_kv_heads)
-        lens = meta.seq_lens_cpu.astype(np.int64)
-        num_blocks = -(-lens // size)
+        blocks = tables[slices.rows[:, None], np.minimum(columns, tables.shape[1] - 1)].astype(np.int64)
+        blocks[np.arange(width) >= slices.spans[:, None]] = 0
+        self.lines = torch.from_numpy((blocks[:, None] * num_kv_heads + np.arange(num_kv_heads)[:, None]).reshape(-1))
 
-        groups = []
-        count = meta.num_decode_rows
-        if count:
-            first = np.zeros(count, np.int64) if window is None else np.maximum(0, lens[:count] - window) // size
-            spans = num_blocks[:count] - first
-            order = np.argsort(spans, kind="stable")
-            bytes_of_block = num_kv_heads * size * line_bytes
-            begin = 0
-            while begin < count:
-                end = (
-                    begin + 1
-                )  # as many rows as fit the scratch memory when padded to the longest, and to little waste
-                while (
-                    end < count
-                    and (end + 1 - begin) * spans[order[end]] * bytes_of_block <= GATHER_BYTES
-                    and spans[order[end]] <= 2 * spans[order[begin]] + 4
-                ):
-                    end += 1
-                rows = order[begin:end]
-                groups.append(_make_group(tables, lens, first, spans, rows, count, size, heads, window))
-                begin = end
+        # Tokens of the queries, if they are not simply all tokens from `start` on; short slices repeat their last one,
+        # and what is computed for it is dropped.
+        self.start = int(slices.starts[0])
+        self.stop = self.start + num_slices * self.num_queries
+        self.tokens = self.kept = self.kept_tokens = None
+        places = np.arange(self.num_queries)
+        tokens = slices.starts[:, None] + np.minimum(places, slices.counts[:, None] - 1)
+        if not np.array_equal(tokens.reshape(-1), np.arange(self.start, self.stop)):
+            self.tokens = torch.from_numpy(tokens.reshape(-1))
+            kept = (places < slices.counts[:, None]).reshape(-1)
+            self.kept_tokens = self.tokens
+            if not kept.all():
+                self.kept = torch.from_numpy(np.flatnonzero(kept))
+                self.kept_tokens = self.tokens[self.kept]
 
-        prompts = []
-        kept = 0
-        for row in range(count, meta.num_rows):
-            start, stop = int(meta.query_start_cpu[row]), int(meta.query_start_cpu[row + 1])
-            num_keys = int(lens[row])
-            context = num_keys - (stop - start)
-            first_block = 0 if window is None else max(0, context + 1 - window) // size
-            blocks = tables[row, first_block : num_blocks[row]].astype(np.int64)
-            lines = torch.from_numpy((blocks[None, :] * num_kv_heads + heads[:, None]).reshape(-1))
-            kept += (stop - start) * num_keys
-            prompts.append(_Prompt(start, stop, num_keys, first_block, lines, {}, kept <= MASK_CACHE_ELEMENTS))
-        return cls(groups, prompts)
+        # All queries see the keys before `masked_from`, if there is no window.
+        self.masked_from = int(slices.positions.min()) + 1 if window is None else 0
+        key_positions = slices.firsts[:, None] * size + np.arange(self.masked_from, num_keys)
+        positions = slices.positions[:, None] + places
+        hidden = key_positions[:, None, :] > positions[:, :, None]
+        if window is not None:
+            hidden |= key_positions[:, None, :] <= positions[:, :, None] - window
+        self.mask = None
+        if hidden.any():
+            zeros = torch.zeros(num_slices, 1, 1, self.num_queries, num_keys - self.masked_from, dtype=query.dtype)
+            self.mask = zeros.masked_fill_(torch.from_numpy(hidden)[:, None, None], float("-inf"))
 
-
-def _make_group(
-    tables: np.ndarray,
-    lens: np.ndarray,
-    first: np.ndarray,
-    spans: np.ndarray,
-    rows: np.ndarray,
-    num_decode_rows: int,
-    size: int,
-    heads: np.ndarray,
-    window: int | None,
-) -> _Group:
-    rows = np.sort(rows)
-    width = int(spans[rows].max())
-    columns = first[rows, None] + np.arange(width)
-    inside = np.arange(width) < spans[rows, None]
-    blocks = np.where(inside, tables[rows[:, None], np.minimum(columns, tables.shape[1] - 1)], 0).astype(np.int64)
-    lines = (blocks[:, None, :] * len(heads) + heads[:, None]).reshape(-1)
-    positions = first[rows, None] * size + np.arange(width * size)
-    hidden = positions >= lens[rows, None]
-    if window is not None:
-        hidden |= positions < lens[rows, None] - window
-    mask = torch.from_numpy(np.repeat(hidden, len(heads), axis=0)[:, None, :]) if hidden.any() else None
-    tokens = None if len(rows) == num_decode_rows else torch.from_numpy(rows)
-    return _Group(len(rows), width, tokens, torch.from_numpy(lines), mask)
-
-
-def _gather(
-    cache: torch.Tensor, name: str, lines: torch.Tensor, shape: tuple[int, int, int], meta: AttentionMetadata
-) -> torch.Tensor:
-    num_blocks, num_kv_heads, size, head_dim = cache.shape
-    buffer = meta.workspace.take(name, (lines.shape[0], size * head_dim), cache.dtype)
-    torch.index_select(cache.view(num_blocks * num_kv_heads, size * head_dim), 0, lines, out=buffer)
-    return buffer.view(shape)
-
-
-def _scratch_of(group: _Group, query: torch.Tensor, key_cache: torch.Tensor, meta: AttentionMetadata) -> tuple:
-    """Views of the workspace in all the shapes a group needs, made once a step: with few rows making them costs as much
-    as the work itself. Keys and values by line [b * blocks, block_size * head_dim], keys transposed [b, head_dim, n],
-    values [b, n, head_dim], scores [b, group, n]."""
-    num_kv_heads, size, head_dim = key_cache.shape[1:]
-    batch, num_keys = group.num_rows * num_kv_heads, group.num_blocks * size
-    take = meta.workspace.take
-    keys, values = (take(name, (len(group.lines), size * head_dim), query.dtype) for name in ("keys", "values"))
-    scores = take("scores", (batch, query.shape[1] // num_kv_heads, num_keys), query.dtype)
-    dense = (batch, num_keys, head_dim)
-    return keys, values, keys.view(dense).transpose(1, 2), values.view(dense), scores
-
-
-def _attend_group(
-    out: torch.Tensor,
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    meta: AttentionMetadata,
-    group: _Group,
-    scale: float,
-) -> None:
-    if group.scratch is None:
-        group.scratch = _scratch_of(group, query, key_cache, meta)
-    key_lines, value_lines, keys, values, scores = group.scratch
-    torch.index_select(key_cache.view(-1, key_lines.shape[1]), 0, group.lines, out=key_lines)
-    torch.index_select(value_cache.view(-1, value_lines.shape[1]), 0, group.lines, out=value_lines)
-    q = query[: group.num_rows] if group.tokens is None else query.index_select(0, group.tokens)
-    q = (q * scale).view(len(scores), -1, keys.shape[1])
-    torch.bmm(q, keys, out=scores)
-    if group.hidden is not None:
-        scores.masked_fill_(group.hidden, float("-inf"))
-    weights = torch.softmax(scores, -1)  # sums in float32 inside, also for 16-bit scores
-    if group.tokens is None:
-        torch.bmm(weights, values, out=out[: group.num_rows].view_as(q))
-    else:
-        out.index_copy_(0, group.tokens, torch.bmm(weights, values).view(group.num_rows, *out.shape[1:]))
-
-
-def _attend_prompt(
-    out: torch.Tensor,
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    meta: AttentionMetadata,
-    prompt: _Prompt,
-    scale: float,
-    window: int | None,
-) -> None:
-    num_heads, head_dim = query.shape[1:]
-    num_kv_heads = key_cache.shape[1]
-    group = num_heads // num_kv_heads
-    shape = (num_kv_heads, prompt.lines.shape[0] // num_kv_heads * meta.block_size, head_dim)
-    k = _gather(key_cache, "keys", prompt.lines, shape, meta)
-    v = _gather(value_cache, "values", prompt.lines, shape, meta)
-    offset = prompt.first_block * meta.block_size  # position of the first gathered key
-    num_queries = prompt.stop - prompt.start
-    context = prompt.num_keys - num_queries
-    plain = context == 0 and (window is None or num_queries <= window)
-    step = num_queries if plain else QUERY_SLICE
-    for begin in range(0, num_queries, step):
-        end = min(begin + step, num_queries)
-        low = max(0, context + begin + 1 - window - offset) if window is not None else 0
-        high = context + end - offset
-        mask = None
-        if not plain:
-            mask = prompt.masks.get(begin)
-            if mask is None:
-                position = torch.arange(context + begin, context + end)[:, None]
-                key_position = torch.arange(low + offset, high + offset)[None, :]
-                hidden = key_position > position
-                if window is not None:
-                    hidden |= key_position <= position - window
-                mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, float("-inf"))
-                if prompt.keep_masks:
-                    prompt.masks[begin] = mask
-        tokens = slice(prompt.start + begin, prompt.start + end)
-        q = query[tokens].view(end - begin, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
-        attended = F.scaled_dot_product_attention(
-            q,
-            k[:, None, low:high].expand(-1, group, -1, -1),
-            v[:, None, low:high].expand(-1, group, -1, -1),
-            attn_mask=mask,
-            is_causal=plain,
-            scale=scale,
+        take = meta.workspace.take
+        self.key_lines, self.value_lines = (
+            take(name, (len(self.lines), size * head_dim), query.dtype) for name in ("keys", "values")
         )
-        out[tokens].view(end - begin, num_kv_heads, group, head_dim).copy_(attended.permute(2, 0, 1, 3))
+        self.keys = self.key_lines.view(batch, num_keys, head_dim).transpose(1, 2)
+        self.values = self.value_lines.view(batch, num_keys, head_dim)
+        rows = num_heads // num_kv_heads * self.num_queries
+        self.queries = take("queries", (batch, rows, head_dim), query.dtype)
+        self.split_queries = self.queries.view(*self.heads, head_dim)
+        self.scores = take("scores", (batch, rows, num_keys), query.dtype)
+        self.masked_scores = self.scores.view(*self.heads, num_keys)[..., self.masked_from :]
+
+    def attend(
+        self,
+        out: torch.Tensor,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        scale: float,
+    ) -> None:
+        torch.index_select(key_cache.view(-1, self.key_lines.shape[1]), 0, self.lines, out=self.key_lines)
+        torch.index_select(value_cache.view(-1, self.value_lines.shape[1]), 0, self.lines, out=self.value_lines)
+        q = query[self.start : self.stop] if self.tokens is None else query.index_select(0, self.tokens)
+        num_slices, num_kv_heads, group, num_queries = self.heads
+        q = q.view(num_slices, num_queries, num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)
+        torch.mul(q, scale, out=self.split_queries)
+        torch.bmm(self.queries, self.keys, out=self.scores)
+        if self.mask is not None:
+            self.masked_scores.add_(self.mask)
+        weights = torch.softmax(self.scores, -1)  # sums in float32 inside, also for 16-bit scores
+        attended = torch.bmm(weights, self.values, out=self.queries)
+        attended = attended.view(*self.heads, -1).permute(0, 3, 1, 2, 4)
+        if self.tokens is None:
+            out[self.start : self.stop].view(attended.shape).copy_(attended)
+            return
+        attended = attended.reshape(-1, *out.shape[1:])
+        if self.kept is not None:
+            attended = attended.index_select(0, self.kept)
+        out.index_copy_(0, self.kept_tokens, attended)

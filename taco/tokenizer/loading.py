@@ -23,6 +23,8 @@ def load_tokenizer(
     tokenizer_mode: str = "auto",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    download_dir: str | None = None,
+    hf_token: str | bool | None = None,
     truncation_side: Literal["left", "right"] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
@@ -32,7 +34,7 @@ def load_tokenizer(
         tokenizer_mode: "auto"; "slow" is accepted and loads the same, because transformers 5 has one implementation
             of each tokenizer.
         trust_remote_code: run the tokenizer code that the model brings.
-        revision: version on the Hub, where `source` is a Hub id.
+        revision, download_dir, hf_token: see `resolve_model`; they matter where `source` is a Hub id.
         truncation_side: which end of an over-long text is cut off; None leaves it to the tokenizer.
 
     Raises:
@@ -50,7 +52,9 @@ def load_tokenizer(
     if tokenizer_mode == "slow":
         logger.warning('tokenizer_mode="slow": transformers 5 has one implementation of each tokenizer, which is used.')
     if isinstance(source, str):
-        source = resolve_model(source, revision=revision, load_format="dummy")
+        source = resolve_model(
+            source, revision=revision, download_dir=download_dir, hf_token=hf_token, load_format="dummy"
+        )
     options: dict[str, Any] = {} if truncation_side is None else {"truncation_side": truncation_side}
     if source.kind == "gguf":
         from taco.tokenizer.gguf import build_gguf_tokenizer
@@ -60,9 +64,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            source.path, trust_remote_code=trust_remote_code, revision=revision, **options
-        )
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers and the code of models raise errors of any class
         raise TacoValidationError(
             f"The tokenizer of {source.path} cannot be loaded ({error}). Pass tokenizer= with a folder or Hub id that "

@@ -14,11 +14,24 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(raw).view(dtype).view(shape)
 
 
+def pinned_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A host tensor that a CUDA device can copy from and to by itself. torch takes a power of two of bytes for it."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def empty_pinned_cache() -> None:
+    """Gives pinned memory that is no longer used back to the system; torch keeps it for later otherwise."""
+    # Newer versions of torch have a public name for it; the older name exists in builds for CUDA alone.
+    empty = getattr(torch.accelerator, "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None:
+        empty()
+
+
 class KVCache:
     """Keys and values of all layers: per layer two tensors [num_blocks, num_kv_heads, block_size, head_dim].
 
     Block 0 stays zero (it pads block tables). Swap space has the same layout in host memory and is made when the first
-    block is swapped out; on a CPU its pages cost nothing before they are written.
+    block is swapped out: on a CPU its pages cost nothing before they are written, for CUDA it is one pinned buffer.
     """
 
     def __init__(
@@ -53,16 +66,13 @@ class KVCache:
     def _host_layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         if not self._host:
             shape = (self._num_host_blocks, *self._block_shape)
-            for key, value in self.layers:
-                if self.device.type == "cpu":
+            if self.device.type == "cpu":
+                for key, value in self.layers:
                     self._host.append((lazy_zeros(shape, key.dtype), lazy_zeros(shape, value.dtype)))
-                else:
-                    self._host.append(
-                        (
-                            torch.empty(shape, dtype=key.dtype, pin_memory=True),
-                            torch.empty(shape, dtype=value.dtype, pin_memory=True),
-                        )
-                    )
+            else:
+                # One buffer for all, because each one is rounded up to a power of two.
+                buffer = pinned_empty((len(self.layers), 2, *shape), self.layers[0][0].dtype)
+                self._host = [(key, value) for key, value in buffer]
         return self._host
 
     def swap_out(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 from taco.config import TacoConfig
 from taco.errors import OutOfMemoryError
@@ -17,15 +20,50 @@ CPU_IDLE_PREFIX_BYTES = GIB // 2  # cached prefixes that nobody uses, kept as lo
 LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # logits of one slice of rows, float32
 
 
-def available_host_bytes() -> int:
-    """Host memory that this process may still take: the machine's, or its control group's if that is less."""
+def available_host_bytes(
+    control_groups: Path = Path("/sys/fs/cgroup"), own_group: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Host memory that this process may still take: the machine's, or less where its control groups leave less.
+
+    Args:
+        control_groups: where control groups (version 2) are mounted.
+        own_group: file that names the group of this process.
+    """
     available = psutil.virtual_memory().available
+    for group in _enclosing_groups(control_groups, own_group):
+        try:
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # the group is not visible here, or it has no limit ("max")
+            continue
+        # Copies of files in memory count as used, but are dropped when memory is needed.
+        reclaimable = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+        available = min(available, max(0, limit - used + reclaimable))
+    return available
+
+
+def _enclosing_groups(control_groups: Path, own_group: Path) -> list[Path]:
+    """Folders of the process's control group and of the groups around it, of which each may have a limit."""
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no control group, or no limit ("max")
-        return available
-    return min(available, max(0, limit - used))
+        lines = own_group.read_text().splitlines()
+    except OSError:
+        return []
+    path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    if ".." in path.split("/"):  # outside of what a container sees; the root is what it sees of its own group
+        path = ""
+    group = control_groups / path
+    return [folder for folder in (group, *group.parents) if folder.is_relative_to(control_groups)]
+
+
+@contextmanager
+def explain_device_memory(what: str, advice: str) -> Iterator[None]:
+    """Replaces torch's error, where the block runs out of device memory, by one that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise OutOfMemoryError(f"{what} did not fit into the memory of the device ({reason}): {advice}.") from error
 
 
 def logits_rows(vocab_size: int, device: str) -> int:

@@ -13,7 +13,7 @@ from taco.models.loader.checkpoint import open_checkpoint
 from taco.models.registry import resolve_model_class
 from taco.plan import StepPlan, StepResult
 from taco.worker import memory
-from taco.worker.kv_cache import KVCache
+from taco.worker.kv_cache import KVCache, empty_pinned_cache
 from taco.worker.model_runner import ModelRunner, PendingStep
 from taco.worker.sampler import Sampler
 
@@ -91,26 +91,30 @@ class Worker:
 
         free, total = torch.cuda.mem_get_info(self.device)
         allowed = int(total * self.config.cache_config.gpu_memory_utilization)
-        peak = worst_case_bytes(self.config, self.model, self.device)
         held = torch.cuda.memory_allocated(self.device)
         others = total - free - torch.cuda.memory_reserved(self.device)  # other processes, the CUDA context
-        return max(0, allowed - others - held - peak)
+        return max(0, allowed - others - held - worst_case_bytes(self.config, self.model, self.device))
 
     def start(self, num_device_blocks: int, num_host_blocks: int) -> None:
         """Makes the KV cache and the runner; from here on no transient exceeds the account."""
         config = self.config
         model = self.model
         vocab_size = model.vocab_size
-        kv_cache = KVCache(
-            num_layers=model.num_layers,
-            num_blocks=num_device_blocks,
-            num_host_blocks=num_host_blocks,
-            num_kv_heads=model.num_kv_heads,
-            block_size=config.cache_config.block_size,
-            head_dim=model.head_dim,
-            dtype=config.model_config.torch_dtype,
-            device=self.device,
+        advice = (
+            "pass a smaller gpu_memory_utilization, kv_cache_memory_bytes or num_gpu_blocks_override, or free memory "
+            "that other processes hold"
         )
+        with memory.explain_device_memory(f"a KV cache of {num_device_blocks} blocks", advice):
+            kv_cache = KVCache(
+                num_layers=model.num_layers,
+                num_blocks=num_device_blocks,
+                num_host_blocks=num_host_blocks,
+                num_kv_heads=model.num_kv_heads,
+                block_size=config.cache_config.block_size,
+                head_dim=model.head_dim,
+                dtype=config.model_config.torch_dtype,
+                device=self.device,
+            )
         sampler = Sampler(
             vocab_size=vocab_size,
             max_num_rows=config.scheduler_config.max_num_seqs,
@@ -149,3 +153,4 @@ class Worker:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            empty_pinned_cache()

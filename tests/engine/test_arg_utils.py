@@ -259,7 +259,6 @@ EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "max_num_batched_tokens": (["4K"], 4096),
     "max_num_seqs": (["7"], 7),
     "max_logprobs": (["-1"], -1),
-    "disable_log_stats": ([], True),
     "revision": (["main"], "main"),
     "code_revision": (["main"], "main"),
     "rope_scaling": (
@@ -806,6 +805,14 @@ def test_chat_template_is_a_text_or_a_file(tmp_path: Path) -> None:
 def test_tokenizer_revision_is_that_of_the_model_unless_given() -> None:
     assert create(revision="v1").model_config.tokenizer_revision == "v1"
     assert create(revision="v1", tokenizer_revision="v2").model_config.tokenizer_revision == "v2"
+
+
+def test_a_folder_has_no_revisions_of_its_tokenizer(tmp_path: Path) -> None:
+    for local in ({"tokenizer": str(tmp_path)}, {"model": str(tmp_path)}):
+        with pytest.raises(TacoValidationError, match="tokenizer_revision='v2': .* local folder .* no revisions"):
+            create(**local, revision="v1", tokenizer_revision="v2")
+        assert create(**local, revision="v1").model_config.revision == "v1"
+    create(model=str(tmp_path), tokenizer="org/tokenizer", tokenizer_revision="v2")
 
 
 def test_first_served_name_counts() -> None:

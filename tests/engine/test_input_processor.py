@@ -231,7 +231,15 @@ def test_too_many_logprobs_are_refused_in_both_wordings() -> None:
     ],
 )
 def test_token_ids_in_params_must_be_in_the_vocabulary(name: str, value: object) -> None:
-    rejects(make_processor(), f"in {name} contains out-of-vocab token id", **{name: value})
+    rejects(make_processor(version="0.33"), f"in {name} contains out-of-vocab token id", **{name: value})
+    if name != "stop_token_ids":
+        rejects(make_processor(), f"in {name} contains out-of-vocab token id", **{name: value})
+
+
+def test_stop_tokens_that_do_not_exist_have_no_effect_in_06() -> None:
+    [child] = process(make_processor(), "hello", stop_token_ids=[400, -1, 7], min_tokens=2).children
+    assert 7 in child.stop_token_ids
+    assert child.params.all_stop_token_ids == {EOS, 7}
 
 
 def test_assigned_fields_are_checked_too() -> None:
@@ -309,6 +317,15 @@ def test_best_of_runs_more_and_scores_them() -> None:
     assert not process(make_processor(), "hello", n=2, best_of=2).hides_logprobs
 
 
+@pytest.mark.parametrize("mode", ["raw_logits", "processed_logits"])
+def test_best_of_is_refused_where_there_are_no_log_probabilities_to_rank_by(mode: str) -> None:
+    processor = make_processor(logprobs_mode=mode)
+    with pytest.raises(UnsupportedFeatureError, match=f"best_of=4 ranks samples .*logprobs_mode='{mode}'"):
+        process(processor, "hello", n=2, best_of=4)
+    assert process(processor, "hello", n=2, best_of=2, logprobs=1).children
+    assert process(make_processor(logprobs_mode="raw_logprobs"), "hello", n=2, best_of=4).children
+
+
 def test_rows_without_a_seed_differ_and_repeat_in_a_new_engine() -> None:
     first, second = make_processor(), make_processor()
     seeds = [process(first, "hello").children[0].seed for _ in range(3)]
@@ -316,6 +333,17 @@ def test_rows_without_a_seed_differ_and_repeat_in_a_new_engine() -> None:
     assert [process(second, "hello").children[0].seed for _ in range(3)] == seeds
     assert process(make_processor(seed=5), "hello").children[0].seed not in seeds
     assert process(first, "hello", seed=9).children[0].seed == process(second, "hello", seed=9).children[0].seed
+
+
+def test_another_tokenizer_does_not_bring_random_numbers_back() -> None:
+    kept, replaced = make_processor(), make_processor()
+    for processor in (kept, replaced):
+        process(processor, "hello")
+    replaced.set_tokenizer(sentencepiece_tokenizer())
+    assert replaced.tokenizer is not kept.tokenizer
+    assert process(replaced, [5]).children[0].seed == process(kept, [5]).children[0].seed
+    assert process(replaced, "hello").prompt_token_ids == sentencepiece_tokenizer().encode("hello")
+    assert process(replaced, "<s>hello").prompt_token_ids.count(sentencepiece_tokenizer().bos_token_id) == 1
 
 
 def test_seeds_of_rows_do_not_depend_on_bad_rows() -> None:

@@ -347,6 +347,19 @@ def test_best_of_returns_the_likeliest_in_order_and_hides_what_was_not_asked(ask
         assert [c.cumulative_logprob for c in output.outputs] == [-2.0, -4.0]
 
 
+def test_best_of_takes_a_failed_sample_last() -> None:
+    harness = Harness(output_kind=FINAL, n=2, best_of=3)
+    failed = harness.children[0]
+    failed.status, failed.error = RequestStatus.FINISHED_ERROR, "logits are not finite"
+    harness.update([RequestUpdate(failed, [])])
+    for child in (1, 2):
+        harness.feed(ids("abc"[child]), logprob_rows([ids("abc"[child])], [[-float(child)]], [1]), child)
+        harness.feed([EOS], logprob_rows([[EOS]], [[-9.0]], [1]), child)
+    [output] = harness.outputs
+    assert [(c.text, c.finish_reason) for c in output.outputs] == [("b", "stop"), ("c", "stop")]
+    assert output.error == "logits are not finite"
+
+
 # Log-probabilities
 
 

@@ -58,7 +58,9 @@ class EchoEngine:
     """Streams a prompt back in capitals, one character a step. "^" in a prompt is a Ctrl-C while it is its turn."""
 
     def __init__(self) -> None:
-        self.model_config = SimpleNamespace(model="echo", dtype="float32", chat_template=None)
+        self.model_config = SimpleNamespace(
+            model="/some/model.gguf", served_model_name="echo", dtype="float32", chat_template=None
+        )
         self.device_config = SimpleNamespace(device="cpu")
         self.pending: list[tuple[str, str]] = []
         self.params: list[SamplingParams] = []
@@ -396,8 +398,8 @@ def test_demo_prints_pairs_and_speed(
         assert lines[lines.index(f"Prompt: {question}") + 1] == f"Text:   {question.upper()}"
     num_output = sum(len(question) for question in demo.QUESTIONS)
     assert lines[-1].startswith(f"24 input and {num_output} output tokens in ")
-    assert "output tokens/s (smollm2, float32, cpu;" in lines[-1]
-    assert echo[0].kwargs == {"model": str(tmp_path / "smollm2.gguf")}
+    assert "output tokens/s (echo, float32, cpu;" in lines[-1]
+    assert echo[0].kwargs == {"model": str(tmp_path / "smollm2.gguf"), "served_model_name": "smollm2"}
 
 
 def test_without_a_model_the_demo_model_is_used(

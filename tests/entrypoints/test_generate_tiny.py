@@ -129,6 +129,23 @@ def test_rows_without_a_seed_differ_and_a_new_llm_repeats_them(make: Make) -> No
     assert runs[0] == runs[1] and len(set(map(tuple, runs[0]))) > 1
 
 
+def test_the_log_names_the_model_as_it_is_served(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="taco"), make(served_model_name=["short", "other"]):
+        assert any(message.startswith("Loaded short (float32, ") for message in caplog.messages)
+
+
+def test_rows_without_a_seed_go_on_differing_when_the_tokenizer_is_set(make: Make) -> None:
+    runs = []
+    for sets_tokenizer in (False, True):
+        with make() as llm:
+            first = tokens(llm.generate([PROMPTS[3]] * 3, SamplingParams(max_tokens=6), **QUIET))
+            if sets_tokenizer:
+                llm.set_tokenizer(llm.get_tokenizer())
+            second = tokens(llm.generate([PROMPTS[3]] * 3, SamplingParams(max_tokens=6), **QUIET))
+            runs.append((first, second))
+    assert runs[0] == runs[1] and runs[0][0] != runs[0][1]
+
+
 def test_best_of_returns_the_likeliest_samples(llm: LLM) -> None:
     [every] = llm.generate("hello", SamplingParams(n=5, seed=3, max_tokens=4, logprobs=0), **QUIET)
     [best] = llm.generate("hello", SamplingParams(n=2, best_of=5, seed=3, max_tokens=4), **QUIET)

@@ -89,8 +89,6 @@ def test_positional_arguments_have_the_order_of_06_and_are_deprecated(monkeypatc
 def test_keywords_of_the_signature_and_of_the_engine_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     args = given_to_engine(monkeypatch, "m", seed=3, hf_token="t", max_model_len=77, compat_version="0.33")
     assert (args.seed, args.hf_token, args.max_model_len, args.compat_version) == (3, "t", 77, "0.33")
-    assert args.disable_log_stats is True
-    assert given_to_engine(monkeypatch, "m", disable_log_stats=False).disable_log_stats is False
 
 
 def test_defaults_of_the_signature_are_the_engines() -> None:
@@ -109,7 +107,7 @@ def test_from_engine_args(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[EngineArgs] = []
     engine = FakeEngine(make_config(), byte_level_tokenizer(), echo)
     monkeypatch.setattr(llm_module.LLMEngine, "from_engine_args", lambda args: seen.append(args) or engine)
-    given = EngineArgs(model="m", max_num_seqs=3, disable_log_stats=False)
+    given = EngineArgs(model="m", max_num_seqs=3)
     assert LLM.from_engine_args(given).llm_engine is engine
     assert seen == [given]
 
@@ -384,6 +382,46 @@ def test_the_engine_holds_a_bounded_number_of_requests(make: Make) -> None:
     assert len(outputs) == 3000
     engine: Any = llm.llm_engine
     assert engine.max_unfinished <= 2 * 4 + 1000
+
+
+def test_the_bound_counts_samples_and_not_rows(make: Make) -> None:
+    llm = make(max_num_seqs=400)
+    engine: Any = llm.llm_engine
+    for params in (SamplingParams(n=64, max_tokens=1), SamplingParams(n=1, best_of=64, max_tokens=1)):
+        engine.max_sequences = 0
+        outputs = llm.generate([[5]] * 60, params, **QUIET)
+        assert [len(output.outputs) for output in outputs] == [params._real_n or params.n] * 60
+        assert 2 * 400 + 1000 <= engine.max_sequences < 2 * 400 + 1000 + 64
+
+
+def test_rows_that_need_no_run_do_not_hide_those_behind_them(make: Make) -> None:
+    prompts: list[Any] = [[]] * 3000 + ["a"] + [[5] * 65] * 3000 + ["b"]
+    outputs = make(max_num_seqs=4).generate(prompts, on_error="return", **QUIET)
+    assert len(outputs) == len(prompts)
+    assert outputs[3000].outputs[0].text == "a" and outputs[-1].outputs[0].text == "b"
+
+
+def test_urgent_rows_of_a_long_list_run_first(make: Make) -> None:
+    order: list[str] = []
+
+    def script(request: Request) -> int:
+        order.append(request.request_id)
+        return echo(request)
+
+    llm = make(script, policy="priority", max_num_seqs=1)
+    num_rows = 3000
+    prompts: list[Any] = [[5 + i % 100] for i in range(num_rows)]
+    prompts[7] = []
+    priorities = [-(i // 10) for i in range(num_rows)]
+    params = SamplingParams(max_tokens=1)
+    outputs = llm.generate(prompts, params, priority=priorities, on_error="return", **QUIET)
+    assert [output.request_id for output in outputs] == [str(i) for i in range(num_rows)]
+    assert outputs[7].error is not None and [o.prompt_token_ids for o in outputs] == prompts
+    valid = [i for i in range(num_rows) if i != 7]
+    assert order == [str(i) for i in sorted(valid, key=priorities.__getitem__)]
+    order.clear()
+    llm.generate(iter(prompts[:5]), params, priority=2, **QUIET)
+    assert order == [str(num_rows + i) for i in range(5)]
 
 
 def test_an_iterator_is_read_as_the_engine_advances(make: Make) -> None:

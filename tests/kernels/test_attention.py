@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import taco.kernels.attention as attention
 import taco.kernels.cpu_attention as cpu_attention
 from taco.kernels.attention import paged_attention, write_kv
 from taco.kernels.metadata import AttentionMetadata, Workspace
@@ -119,7 +120,7 @@ def test_bfloat16_stays_near_float32():
     assert (out.float() - exact).abs().max() < 0.03
 
 
-@pytest.mark.parametrize("limit", ["GATHER_BYTES", "QUERY_SLICE", "MASK_CACHE_ELEMENTS"])
+@pytest.mark.parametrize("limit", ["GATHER_BYTES", "QUERY_SLICE", "SCORE_ELEMENTS"])
 def test_budgets_do_not_change_results(monkeypatch, limit):
     rows = [(1, n) for n in (3, 70, 20, 41, 8)] + [(30, 64), (17, 17), (9, 80)]
     query, _, _, key_cache, value_cache, meta = make_batch(
@@ -133,6 +134,29 @@ def test_budgets_do_not_change_results(monkeypatch, limit):
         torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
         again = paged_attention(query, key_cache, value_cache, meta, 0.2, window)  # as the next layer would
         assert torch.equal(out, again)
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_the_reference_keeps_its_scores_within_a_budget(monkeypatch, window):
+    rows = [(1, 41), (30, 64), (17, 17)]
+    query, _, _, key_cache, value_cache, meta = make_batch(
+        rows, block_size=8, num_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float32
+    )
+    whole = paged_attention.reference(query, key_cache, value_cache, meta, 0.2, window)
+    budget = 4 * 4 * 64 * 7  # seven queries of the longest row
+    sizes = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(
+        torch.Tensor, "softmax", lambda scores, dim: (sizes.append(scores.nbytes), softmax(scores, dim))[1]
+    )
+    monkeypatch.setattr(attention, "SCORE_BYTES", budget)
+    sliced = paged_attention.reference(query, key_cache, value_cache, meta, 0.2, window)
+    torch.testing.assert_close(sliced, whole, atol=1e-6, rtol=1e-5)
+    assert len(sizes) == 1 + 5 + 1 and max(sizes) == budget
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1)  # one query is taken however large it is
+    torch.testing.assert_close(
+        paged_attention.reference(query, key_cache, value_cache, meta, 0.2, window), whole, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_a_miss_says_what_was_asked_and_what_was_tried():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.models.loader import source as source_module
 from taco.models.loader.source import ModelSource
 from taco.tokenizer import load_tokenizer, max_token_id
 from tests.tiny_tokenizers import byte_level_tokenizer
@@ -24,6 +25,19 @@ def test_a_folder_gives_its_tokenizer(folder: Path) -> None:
         tokenizer = load_tokenizer(source)
         assert tokenizer(text)["input_ids"] == byte_level_tokenizer()(text)["input_ids"]
         assert tokenizer.chat_template == byte_level_tokenizer().chat_template
+
+
+def test_a_hub_id_is_found_with_its_revision_token_and_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, object]]] = []
+
+    def resolve_model(model: str, **options: object) -> ModelSource:
+        calls.append((model, options))
+        return ModelSource("hf", str(folder))
+
+    monkeypatch.setattr(source_module, "resolve_model", resolve_model)
+    load_tokenizer("org/tokenizer", revision="v2", download_dir="/d", hf_token="secret")
+    wanted = {"revision": "v2", "download_dir": "/d", "hf_token": "secret", "load_format": "dummy"}
+    assert calls == [("org/tokenizer", wanted)]
 
 
 def test_the_truncation_side_is_set(folder: Path) -> None:

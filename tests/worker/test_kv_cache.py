@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import psutil
 import pytest
 import torch
 
+from taco.worker import kv_cache
 from taco.worker.kv_cache import KVCache, lazy_zeros
+from taco.worker.worker import Worker
 
 
 def make_cache(num_blocks=6, num_host_blocks=4, **options):
@@ -36,6 +40,34 @@ def test_swapping_out_and_in_brings_content_to_another_block():
     assert numbers(cache, 2) == [1, 101, 201, 301]
     assert numbers(cache, 1) == [5, 105, 205, 305]
     assert numbers(cache, 4) == [4, 104, 204, 304]
+
+
+def test_swap_space_for_cuda_is_one_pinned_buffer(monkeypatch):
+    buffers = []
+    monkeypatch.setattr(
+        kv_cache, "pinned_empty", lambda shape, dtype: buffers.append(torch.zeros(shape, dtype=dtype)) or buffers[-1]
+    )
+    cache = make_cache(num_layers=3)
+    fill(cache)
+    cache.device = torch.device("cuda")  # the tensors stay where they are: only the swap space is made for a GPU
+    assert buffers == []
+    cache.swap_out([(1, 3), (5, 0)])
+    cache.swap_in([(3, 2), (0, 1)])
+    [buffer] = buffers
+    assert buffer.nbytes == 4 * KVCache.bytes_per_block(3, 2, 4, 8, torch.float32)
+    assert numbers(cache, 2) == [1, 101, 201, 301, 401, 501]
+    assert numbers(cache, 1) == [5, 105, 205, 305, 405, 505]
+    assert [int(number) for number in buffer[:, :, 3, 0, 0, 0].flatten()] == numbers(cache, 2)
+
+
+def test_shutdown_gives_pinned_memory_back_once_nobody_uses_it(monkeypatch):
+    worker = Worker.__new__(Worker)
+    worker.device, worker.model, worker.runner = torch.device("cuda"), object(), object()
+    calls = []
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(empty_cache=lambda: calls.append("device")))
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: calls.append(worker.runner), raising=False)
+    worker.shutdown()
+    assert calls == ["device", None]
 
 
 def test_copying_leaves_the_source():

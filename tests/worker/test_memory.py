@@ -3,6 +3,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from taco.errors import OutOfMemoryError
 from taco.worker import memory
@@ -67,6 +68,57 @@ def test_the_cpu_budget_is_as_stated_or_modest(monkeypatch):
 
 def test_available_memory_is_plausible():
     assert 10 << 20 < memory.available_host_bytes() < 1 << 50
+
+
+def make_group(folder, *, limit, used, **stat):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text("".join(f"{name} {number}\n" for name, number in stat.items()))
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Control groups of a machine with much memory, and the file that names the group of this process."""
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "own").write_text("4:memory:/old\n0::/\n")
+    return tmp_path / "groups", tmp_path / "own"
+
+
+def test_file_pages_of_a_container_are_available(groups):
+    make_group(groups[0], limit=1000, used=900, anon=300, inactive_file=350, active_file=150, shmem=100)
+    assert memory.available_host_bytes(*groups) == 1000 - 900 + 350 + 150
+    make_group(groups[0], limit=1000, used=900, anon=900)
+    assert memory.available_host_bytes(*groups) == 100
+    make_group(groups[0], limit=1000, used=1100, anon=1100)
+    assert memory.available_host_bytes(*groups) == 0
+
+
+def test_the_tightest_group_around_the_process_counts(groups):
+    make_group(groups[0], limit=5000, used=1000)
+    make_group(groups[0] / "jobs", limit=3000, used=1000)
+    make_group(groups[0] / "jobs" / "own", limit=9000, used=1000)
+    make_group(groups[0] / "other", limit=1, used=1)
+    for own, available in [("/", 4000), ("/jobs", 2000), ("/jobs/own", 2000), ("/not/visible", 4000), ("/../up", 4000)]:
+        groups[1].write_text(f"0::{own}\n")
+        assert memory.available_host_bytes(*groups) == available, own
+
+
+def test_without_a_limit_the_machine_counts(groups):
+    assert memory.available_host_bytes(*groups) == 10**12
+    make_group(groups[0], limit="max", used=900)
+    assert memory.available_host_bytes(*groups) == 10**12
+    groups[1].unlink()
+    assert memory.available_host_bytes(*groups) == 10**12
+
+
+def test_running_out_of_device_memory_says_what_to_change():
+    with pytest.raises(OutOfMemoryError, match=r"^a step did not fit .*\(CUDA out of memory\. Tried.*\): pass x=1\.$"):
+        with memory.explain_device_memory("a step", "pass x=1"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nlong table")
+    with pytest.raises(RuntimeError, match="^another$"), memory.explain_device_memory("a step", "pass x=1"):
+        raise RuntimeError("another")
 
 
 def test_logits_slices_keep_to_their_budget():

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args, output_kind=RequestOutputKind.DELTA)
     with make_llm(args) as llm:
         conversation = Conversation(llm, params, args.system)
-        print(f"{llm.llm_engine.model_config.model}; /help lists the commands.")
+        print(f"{llm.llm_engine.model_config.served_model_name}; /help lists the commands.")
         for line in read_lines():
             if line.startswith("/"):
                 if not run_command(conversation, line):

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     from taco import LLM, SamplingParams
 
-    with LLM(model=str(model)) as llm:
+    with LLM(model=str(model), served_model_name=model.stem) as llm:
         load_seconds = time.perf_counter() - start
         conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
         params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
@@ -54,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"\n{num_input} input and {num_output} output tokens in {seconds:.2f} s: "
         f"{num_input / seconds:.0f} input and {num_output / seconds:.0f} output tokens/s "
-        f"({model.stem}, {dtype}, {device}; imports and loading took {load_seconds:.1f} s)"
+        f"({config.served_model_name}, {dtype}, {device}; imports and loading took {load_seconds:.1f} s)"
     )
     return 0

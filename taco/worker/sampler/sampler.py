@@ -69,7 +69,9 @@ class SamplerOutput:
         rows = {}
         for (positions, _), part in zip(self.scores, to_host([scores for _, scores in self.scores]), strict=True):
             for index, position in enumerate(positions.tolist()):
-                rows[position] = part[index : index + 1]
+                own = part[index : index + 1]
+                # Copies: a view would keep the whole step's arrays until its row ends.
+                rows[position] = LogprobRows(own.token_ids.copy(), own.logprobs.copy(), own.ranks.copy())
         return rows
 
 

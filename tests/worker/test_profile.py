@@ -1,0 +1,97 @@
+"""The step that is profiled on a GPU, here with a model of attention alone on a CPU, and without torch.cuda."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from taco.errors import OutOfMemoryError
+from taco.kernels.attention import paged_attention, write_kv
+from taco.worker import memory, profile
+
+CPU = torch.device("cpu")
+
+
+class AttentionModel:
+    """Writes and attends as a model does, and keeps what it was given."""
+
+    num_layers, num_kv_heads, head_dim, vocab_size = 3, 2, 8, 11
+
+    def __call__(self, ids, positions, kv_caches, meta):
+        self.ids, self.positions, self.kv_caches, self.meta = ids, positions, kv_caches, meta
+        key = torch.ones(len(ids), self.num_kv_heads, self.head_dim)
+        for keys, values in kv_caches:
+            write_kv(key, key, keys, values, meta)
+            out = paged_attention(torch.ones(len(ids), 4, self.head_dim), keys, values, meta, 1.0)
+        assert torch.isfinite(out).all()
+        return out[:, 0]
+
+    def compute_logits(self, hidden):
+        self.num_logits = len(hidden)
+        return torch.zeros(len(hidden), self.vocab_size)
+
+
+def make_config(max_num_batched_tokens, max_model_len, max_num_seqs=100):
+    return SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=4),
+        scheduler_config=SimpleNamespace(
+            max_num_batched_tokens=max_num_batched_tokens, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+        ),
+        model_config=SimpleNamespace(torch_dtype=torch.float32),
+    )
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Answers in place of torch.cuda."""
+    fake = SimpleNamespace(
+        synchronize=lambda device: None,
+        reset_peak_memory_stats=lambda device: None,
+        empty_cache=lambda: None,
+        memory_allocated=lambda device: 1000,
+        max_memory_allocated=lambda device: 1300,
+    )
+    monkeypatch.setattr(torch, "cuda", fake)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "num_seqs", "counts"),
+    [
+        (16, 50, 100, [16]),  # a chunk at the end of a long row
+        (50, 50, 100, [50]),
+        (20, 8, 100, [4, 8, 8]),  # more than a row has
+        (17, 8, 100, [1, 8, 8]),
+        (64, 8, 2, [8, 8]),  # more than all rows together have
+        (3, 1, 100, [1, 1, 1]),
+    ],
+)
+def test_the_step_is_as_large_as_a_step_can_be(cuda, tokens, length, num_seqs, counts):
+    model = AttentionModel()
+    assert profile.worst_case_bytes(make_config(tokens, length, num_seqs), model, CPU) == 300
+    meta = model.meta
+    assert meta.query_start.tolist() == [sum(counts[:i]) for i in range(len(counts) + 1)]
+    assert meta.query_start.tolist() == meta.query_start_cpu.tolist()
+    assert len(model.ids) == meta.num_tokens == sum(counts)
+    assert meta.seq_lens.tolist() == meta.seq_lens_cpu.tolist() == [length] * len(counts)
+    assert meta.num_decode_rows == counts.count(1)
+    assert model.positions.tolist() == [position for n in counts for position in range(length - n, length)]
+    assert [keys.shape[0] for keys, _ in model.kv_caches] == [2] * 3  # the size of the cache does not matter
+
+
+def test_logits_are_those_of_one_slice(cuda, monkeypatch):
+    monkeypatch.setattr(memory, "logits_rows", lambda vocab_size, device: 5)
+    for tokens, rows in ((3, 3), (16, 5)):
+        model = AttentionModel()
+        profile.worst_case_bytes(make_config(tokens, 50), model, CPU)
+        assert model.num_logits == rows
+
+
+def test_a_step_that_does_not_fit_names_arguments_to_try(cuda, monkeypatch):
+    def fail(self, hidden):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(AttentionModel, "compute_logits", fail)
+    with pytest.raises(OutOfMemoryError, match=r"max_num_batched_tokens \(it is 16\) or max_model_len \(it is 50\)"):
+        profile.worst_case_bytes(make_config(16, 50), AttentionModel(), CPU)
