@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from taco.entrypoints.demo_model import ModelUnavailableError, packaged_model
@@ -13,6 +14,10 @@ from taco.entrypoints.demo_model import ModelUnavailableError, packaged_model
 # Small operations on a busy machine take hundreds of times longer with several threads. Set before torch is imported,
 # which the tests that need it do themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests do not assert speed: machines are shared.
+hypothesis.settings.register_profile("taco", deadline=None)
+hypothesis.settings.load_profile("taco")
 
 
 @pytest.fixture(autouse=True)

@@ -210,13 +210,19 @@ class _Group:
         torch.index_select(key_cache.view(-1, self.key_lines.shape[1]), 0, self.lines, out=self.key_lines)
         torch.index_select(value_cache.view(-1, self.value_lines.shape[1]), 0, self.lines, out=self.value_lines)
         q = query[self.start : self.stop] if self.tokens is None else query.index_select(0, self.tokens)
-        num_slices, num_kv_heads, group, num_queries = self.heads
-        q = q.view(num_slices, num_queries, num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)
-        torch.mul(q, scale, out=self.split_queries)
+        if self.num_queries == 1:
+            torch.mul(q.view(self.queries.shape), scale, out=self.queries)
+        else:
+            num_slices, num_kv_heads, group, num_queries = self.heads
+            q = q.view(num_slices, num_queries, num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)
+            torch.mul(q, scale, out=self.split_queries)
         torch.bmm(self.queries, self.keys, out=self.scores)
         if self.mask is not None:
             self.masked_scores.add_(self.mask)
         weights = torch.softmax(self.scores, -1)  # sums in float32 inside, also for 16-bit scores
+        if self.num_queries == 1 and self.tokens is None:
+            torch.bmm(weights, self.values, out=out[self.start : self.stop].view(self.queries.shape))
+            return
         attended = torch.bmm(weights, self.values, out=self.queries)
         attended = attended.view(*self.heads, -1).permute(0, 3, 1, 2, 4)
         if self.tokens is None:

@@ -31,6 +31,21 @@ def rms_norm(
     return normed if residual is None else (normed, x)
 
 
+@rms_norm.candidate("cpu")
+def _rms_norm_cpu(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """On a CPU torch's operator is made of many; a norm without float32 copies of the activations takes fewer."""
+    if x.device.type != "cpu" or weight.dtype != x.dtype:
+        return NotImplemented
+    if residual is not None:
+        x = x + residual
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    factor = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    normed = torch.mul(x, factor, out=torch.empty_like(x)).mul_(weight)
+    return normed if residual is None else (normed, x)
+
+
 @rms_norm.candidate("aten")
 def _rms_norm_aten(
     x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None

@@ -49,7 +49,7 @@ def test_a_residual_is_added_first_and_the_sum_returned(name: str, dtype: torch.
     assert torch.equal(x, x_before) and torch.equal(residual, residual_before)
 
 
-@pytest.mark.parametrize("name", rms_norm.names)
+@pytest.mark.parametrize("name", [name for name in rms_norm.names if name != "cpu"])  # which declines it
 def test_a_float32_weight_is_applied_before_the_only_rounding(name: str) -> None:
     x = torch.randn(50, 64).bfloat16()
     weight = 1 + torch.randn(64) * 0.001  # lost in bfloat16
