@@ -103,7 +103,7 @@ def _make_groups(
 class _Slices:
     """Consecutive queries of one row each; int64 arrays with an entry a slice.
 
-    rows: row of the batch. starts: first token in the batch. counts: number of queries. positions: position of the first
+    rows: row of the batch. starts: first token in the batch. counts: number of queries. positions: that of the first
     query in its sequence. firsts: first block that any of them sees. spans: number of blocks from there.
     """
 
@@ -195,7 +195,11 @@ class _Group:
         self.values = self.value_lines.view(batch, num_keys, head_dim)
         rows = num_heads // num_kv_heads * self.num_queries
         self.queries = take("queries", (batch, rows, head_dim), query.dtype)
-        self.split_queries = self.queries.view(*self.heads, head_dim)
+        self.split_queries = (
+            self.queries.view(num_slices, num_heads, head_dim)
+            if self.num_queries == 1
+            else (self.queries.view(*self.heads, head_dim))
+        )
         self.scores = take("scores", (batch, rows, num_keys), query.dtype)
         self.masked_scores = self.scores.view(*self.heads, num_keys)[..., self.masked_from :]
 
@@ -211,7 +215,7 @@ class _Group:
         torch.index_select(value_cache.view(-1, self.value_lines.shape[1]), 0, self.lines, out=self.value_lines)
         q = query[self.start : self.stop] if self.tokens is None else query.index_select(0, self.tokens)
         if self.num_queries == 1:
-            torch.mul(q.view(self.queries.shape), scale, out=self.queries)
+            torch.mul(q, scale, out=self.split_queries)
         else:
             num_slices, num_kv_heads, group, num_queries = self.heads
             q = q.view(num_slices, num_queries, num_kv_heads, group, -1).permute(0, 2, 3, 1, 4)

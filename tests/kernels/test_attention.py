@@ -79,7 +79,10 @@ def test_every_row_is_attended_as_by_the_definition(name, rows, window, heads, b
     batch = make_batch(
         rows, block_size=block_size, num_heads=heads[0], num_kv_heads=heads[1], head_dim=8, dtype=torch.float32
     )
-    query, key, value, key_cache, value_cache, meta = batch
+    _, _, _, key_cache, value_cache, meta = batch
+    # Views of one fused projection, as in a model.
+    fused = torch.randn(meta.num_tokens, heads[0] + 2 * heads[1], 8)
+    query, key, value = fused.split([heads[0], heads[1], heads[1]], 1)
     write_kv(key, value, key_cache, value_cache, meta)
     with paged_attention.forced(name):
         out = paged_attention(query, key_cache, value_cache, meta, 0.3, window)
