@@ -37,3 +37,13 @@ def cpu_kv_cache_space_gib() -> float | None:
             value=text,
         )
     return gib or None
+
+
+def limit_onednn_caches(num_entries: int = 128) -> None:
+    """Bounds what oneDNN keeps of products it has prepared, unless the environment says otherwise.
+
+    It keeps up to 1024 shapes, and a batch has another number of tokens in almost every step: hundreds of megabytes for
+    shapes that seldom come again. To be called before the first product; later it has no effect.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(num_entries))

@@ -112,16 +112,17 @@ def num_blocks(config: TacoConfig, shape: CacheGeometry, budget_bytes: int) -> i
     fitting = (count - 1) * cache.block_size
     if count >= needed or (config.model_config.fit_max_model_len and fitting > 0):
         return count
+    ways = [f"max_model_len={fitting} or less"] if fitting > 0 else []
+    if cache.num_gpu_blocks_override is not None:
+        ways.append(f"num_gpu_blocks_override={needed} or more")
+    else:
+        ways.append(f"kv_cache_memory_bytes={needed * shape.block_bytes} or more")
+        if config.device_config.device == "cuda":
+            ways.append("a higher gpu_memory_utilization")
     raise OutOfMemoryError(
         f"{source} holds {max(0, fitting)} tokens, but one sequence may have max_model_len={max_model_len} "
         f"({needed * shape.block_bytes / GIB:.2f} GiB, {shape.block_bytes} bytes for {cache.block_size} tokens). "
-        f"Pass max_model_len={max(0, fitting)} or less"
-        + (
-            f", or num_gpu_blocks_override={needed} or more."
-            if cache.num_gpu_blocks_override is not None
-            else f", or kv_cache_memory_bytes={needed * shape.block_bytes} or more"
-            + (", or a higher gpu_memory_utilization." if config.device_config.device == "cuda" else ".")
-        )
+        f"Pass {', or '.join(ways)}."
     )
 
 

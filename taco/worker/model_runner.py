@@ -11,6 +11,7 @@ import torch
 
 from taco.kernels.metadata import AttentionMetadata, Workspace
 from taco.plan import LogprobRows, NewRow, StepPlan, StepResult
+from taco.worker.host_memory import return_free_memory
 from taco.worker.sampler import Sampler, SamplerOutput
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class ModelRunner:
         """Starts a step; on a CPU it is done on return."""
         self._apply_changes(plan)
         if not plan.rows:
+            return_free_memory()  # the last rows have left
             return PendingStep(plan, [], [], torch.empty(0, dtype=torch.int64), None, {})
         rows = np.array(plan.rows)
         counts = np.array(plan.num_tokens)

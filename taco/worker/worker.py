@@ -8,11 +8,13 @@ import logging
 import torch
 
 from taco.config import TacoConfig
+from taco.envs import limit_onednn_caches
 from taco.models.loader.apply import load_dummy_weights, load_weights
 from taco.models.loader.checkpoint import open_checkpoint
 from taco.models.registry import resolve_model_class
 from taco.plan import StepPlan, StepResult
 from taco.worker import memory
+from taco.worker.host_memory import return_free_memory
 from taco.worker.kv_cache import KVCache, empty_pinned_cache
 from taco.worker.model_runner import ModelRunner, PendingStep
 from taco.worker.sampler import Sampler
@@ -30,6 +32,8 @@ class Worker:
         self.config = config
         self.device = torch.device(config.device_config.device)
         self.runner: ModelRunner | None = None
+        if self.device.type == "cpu":
+            limit_onednn_caches()
 
     def load_model(self) -> None:
         """Builds the model without memory, checks the checkpoint against it, and loads the weights."""
@@ -57,6 +61,7 @@ class Worker:
                 checkpoint.close()
         model.finalize(config.max_model_len)
         self.model = model.eval()
+        return_free_memory()
 
     def num_device_blocks(self) -> int:
         """Settles the memory account and returns the number of KV blocks, block 0 included.
@@ -154,3 +159,4 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             empty_pinned_cache()
+        return_free_memory()
