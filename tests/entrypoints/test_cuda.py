@@ -1,0 +1,52 @@
+"""The same tokens on a CUDA device as on the CPU. Run by `make test-gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taco import LLM, SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [[5 + (7 * i * n + n) % 250 for i in range(n)] for n in (1, 2, 15, 16, 17, 31, 32, 33, 48, 65)]
+
+
+def tokens(path: Path, device: str, params: SamplingParams, **options: Any) -> list[list[int]]:
+    with LLM(str(path), device=device, dtype="float32", max_num_seqs=8, **options) as llm:
+        outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_cache_memory_bytes": 4 << 20},
+        {"kv_cache_memory_bytes": 4 << 20, "disable_async_output_proc": True},
+        {"num_gpu_blocks_override": 10, "max_model_len": 128, "swap_space": 0.01},
+        {"num_gpu_blocks_override": 10, "max_model_len": 128, "swap_space": 0},
+        {"gpu_memory_utilization": 0.5, "swap_space": 0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
+        SamplingParams(temperature=0.9, top_k=20, top_p=0.9, seed=3, max_tokens=24, ignore_eos=True),
+        SamplingParams(temperature=0, repetition_penalty=1.3, no_repeat_ngram_size=2, max_tokens=24, ignore_eos=True),
+    ],
+    ids=["greedy", "random", "edited"],
+)
+def test_tokens_equal_those_of_the_cpu(tiny_llama_path: Path, params: SamplingParams, options: dict[str, Any]) -> None:
+    expected = tokens(tiny_llama_path, "cpu", params, kv_cache_memory_bytes=4 << 20)
+    assert tokens(tiny_llama_path, "cuda", params, **options) == expected
