@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
-from taco.errors import TacoValidationError
+from taco.errors import TacoValidationError, UnsupportedFeatureError
+
+logger = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -47,3 +50,57 @@ def limit_onednn_caches(num_entries: int = 128) -> None:
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(num_entries))
+
+
+def native_kernels() -> str:
+    """Which native CPU kernels to use, from TACO_NATIVE_KERNELS: "" for the best that the processor has, "0" for none,
+    or the name of an instruction set ("avx512_bf16", "avx512", "avx2")."""
+    return os.environ.get("TACO_NATIVE_KERNELS", "").strip()
+
+
+# Variables of vLLM that cannot change a result here, or ask for nothing but what taco does anyway, and why.
+_WITHOUT_EFFECT = {
+    "the engine runs in the process that made it": "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_WORKER_MULTIPROC_METHOD "
+    "VLLM_HOST_IP VLLM_PORT VLLM_RPC_BASE_PATH VLLM_SKIP_P2P_CHECK VLLM_ALLOW_INSECURE_SERIALIZATION "
+    "VLLM_ENGINE_ITERATION_TIMEOUT_S VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS VLLM_PP_LAYER_PARTITION VLLM_DP_RANK "
+    "VLLM_DP_RANK_LOCAL VLLM_DP_SIZE VLLM_DP_MASTER_IP VLLM_DP_MASTER_PORT",
+    "there is one engine, scheduler and block manager": "VLLM_USE_V1 VLLM_ALLOW_DEPRECATED_BLOCK_MANAGER_V1",
+    "kernels are chosen by what is asked of them": "VLLM_ATTENTION_BACKEND VLLM_FLASH_ATTN_VERSION "
+    "VLLM_USE_FLASHINFER_SAMPLER VLLM_USE_TRITON_FLASH_ATTN VLLM_USE_TRITON_AWQ VLLM_DISABLED_KERNELS "
+    "VLLM_FLOAT32_MATMUL_PRECISION",
+    "nothing is compiled or cached in its folders": "VLLM_DISABLE_COMPILE_CACHE VLLM_CACHE_ROOT VLLM_CONFIG_ROOT "
+    "VLLM_ASSETS_CACHE",
+    "taco reports its use to nobody": "VLLM_NO_USAGE_STATS VLLM_DO_NOT_TRACK VLLM_USAGE_SOURCE VLLM_USAGE_STATS_SERVER",
+    'logs go to the logger "taco", which the program sets up': "VLLM_LOGGING_LEVEL VLLM_LOGGING_PREFIX "
+    "VLLM_CONFIGURE_LOGGING VLLM_LOG_STATS_INTERVAL",
+    "there is no server": "VLLM_API_KEY VLLM_SERVER_DEV_MODE VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+    "there are no images, audio and video": "VLLM_IMAGE_FETCH_TIMEOUT VLLM_VIDEO_FETCH_TIMEOUT "
+    "VLLM_AUDIO_FETCH_TIMEOUT VLLM_MM_INPUT_CACHE_GIB",
+    "a max_model_len beyond the model's is refused with the arguments that extend it": "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
+}
+# Variables without which something else would silently happen.
+_NOT_BUILT = {
+    "VLLM_BATCH_INVARIANT": "kernels whose results are bitwise the same for every batch",
+    "VLLM_USE_MODELSCOPE": "fetching models from ModelScope",
+}
+
+
+def check_vllm_variables() -> None:
+    """Looks at the environment variables of vLLM: of most, no value can matter.
+
+    Raises:
+        UnsupportedFeatureError: one asks for what this version does not have.
+    """
+    known = {"VLLM_CPU_KVCACHE_SPACE"}.union(*(names.split() for names in _WITHOUT_EFFECT.values()))
+    unknown = []
+    for name, value in sorted(os.environ.items()):
+        if name in _NOT_BUILT and value.strip().lower() not in ("", "0", "false"):
+            raise UnsupportedFeatureError(
+                f"The environment variable {name}={value!r} asks for {_NOT_BUILT[name]}, which is not supported; unset it.",
+                parameter=name,
+                value=value,
+            )
+        if name.startswith("VLLM_") and name not in known | _NOT_BUILT.keys():
+            unknown.append(name)
+    if unknown:
+        logger.warning("These environment variables have no effect on taco: %s", ", ".join(unknown))

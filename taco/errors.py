@@ -51,9 +51,13 @@ class BatchValidationError(TacoValidationError):
         )
 
 
-class OutOfMemoryError(TacoError, RuntimeError):
+class EngineError(TacoError, RuntimeError):
+    """The engine cannot do its work, whatever the caller's input."""
+
+
+class OutOfMemoryError(EngineError):
     """The memory account does not close; the message gives the numbers and arguments that would work."""
 
 
-class EngineDeadError(TacoError, RuntimeError):
+class EngineDeadError(EngineError):
     """The engine was closed, or an earlier step failed and left it unusable."""

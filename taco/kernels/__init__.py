@@ -3,6 +3,10 @@
 Importing the package registers all candidates.
 """
 
-from taco.kernels import attention, cpu_attention
+from taco.kernels import attention
 
-__all__ = ["attention", "cpu_attention"]
+# Candidates are tried in the order of registration.
+from taco.kernels import native_attention  # isort: skip
+from taco.kernels import cpu_attention  # isort: skip
+
+__all__ = ["attention", "cpu_attention", "native_attention"]

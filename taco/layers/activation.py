@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from taco.errors import UnsupportedFeatureError
+from taco.kernels import native
 from taco.kernels.activation import gelu_tanh_and_mul, silu_and_mul
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -35,6 +36,12 @@ _GATED: dict[str, Activation] = {
     "silu": silu_and_mul,
     "swish": silu_and_mul,
 }
+
+
+def native_activation(function: Activation) -> int | None:
+    """Number of a gated activation function in the native kernels, None if they have it not."""
+    names = {silu_and_mul: "silu", gelu_tanh_and_mul: "gelu_tanh"}
+    return native.ACTIVATIONS.get(names.get(function, ""))
 
 
 def get_activation(name: str, *, gated: bool = False) -> Activation:

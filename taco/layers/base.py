@@ -50,6 +50,11 @@ class Layer(Module):
         """Called once after loading: brings the weights into the form that is fastest to compute with."""
 
 
+def as_parameter(weight: torch.Tensor) -> nn.Parameter:
+    """The weight as a parameter that takes no part in differentiation."""
+    return weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+
+
 def weight_parameter(*shape: int) -> nn.Parameter:
     """A parameter without values that takes no part in differentiation."""
     return nn.Parameter(torch.empty(shape), requires_grad=False)

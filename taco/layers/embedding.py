@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from taco.kernels.linear import linear, pack_weight
-from taco.layers.base import DeclareWeight, Layer, weight_parameter
+from taco.kernels.linear import PackedWeight, linear, pack_weight, packs_natively
+from taco.layers.base import DeclareWeight, Layer, as_parameter, weight_parameter
 
-# The head of a model with tied embeddings is about 1.7 times as fast with a packed table, but lookups need the plain
-# one. The second copy is worth its memory while it is small (SmolLM2 in bfloat16: 54 MiB); for a large vocabulary on a
-# small model it would take more than all other weights together (Gemma 3 270M: 320 MiB of 512).
+# The head of a model with tied embeddings is about 1.7 times as fast with a packed table. Lookups can read the tiles of
+# the native kernels, but not oneDNN's layout: they need the plain table beside it. That second copy is worth its memory
+# while it is small (SmolLM2 in bfloat16: 54 MiB); for a large vocabulary on a small model it would take more than all
+# other weights together (Gemma 3 270M: 320 MiB of 512).
 MAX_PACKED_COPY_BYTES = 128 << 20
 
 
@@ -34,7 +34,11 @@ class Embedding(Layer):
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """int64 [T] -> [T, size]."""
-        return F.embedding(indices + self.first if self.first else indices, self.weight)
+        if self.first:
+            indices = indices + self.first
+        if isinstance(self.weight, PackedWeight):
+            return self.weight.rows(indices)
+        return F.embedding(indices, self.weight)
 
 
 class LMHead(Layer):
@@ -50,6 +54,8 @@ class LMHead(Layer):
         self.vocab_size, self.size = vocab_size, size
         self.name = name
         self.tied = tied is not None
+        # Not a submodule: it is one of the model already.
+        self.__dict__["embedding"] = tied
         self.weight = weight_parameter(vocab_size, size) if tied is None else tied.weight
 
     def declare_weights(self, declare: DeclareWeight) -> None:
@@ -57,9 +63,12 @@ class LMHead(Layer):
             declare(f"{self.name}.weight", (self.vocab_size, self.size), "weight")
 
     def finalize(self) -> None:
-        if not self.tied or self.weight.nbytes <= MAX_PACKED_COPY_BYTES:
-            self.weight = nn.Parameter(pack_weight(self.weight), requires_grad=False)
+        if self.tied and not packs_natively(self.weight) and self.weight.nbytes > MAX_PACKED_COPY_BYTES:
+            return
+        self.weight = as_parameter(pack_weight(self.weight))
+        if self.tied and isinstance(self.weight, PackedWeight):
+            self.embedding.weight = self.weight
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, size] -> float32 [N, vocab_size]. float32 because searches over bfloat16 are slow on CPUs."""
-        return linear(hidden, self.weight).float()
+        return linear(hidden, self.weight, None, torch.float32)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from taco.kernels.linear import linear, pack_weight
-from taco.layers.base import DeclareWeight, Layer, weight_parameter
+from taco.layers.base import DeclareWeight, Layer, as_parameter, weight_parameter
 
 
 class MergedLinear(Layer):
@@ -42,7 +41,7 @@ class MergedLinear(Layer):
 
     def finalize(self) -> None:
         # The plain weight is let go of here, one layer at a time, so that no two copies of the model are in memory.
-        self.weight = nn.Parameter(pack_weight(self.weight), requires_grad=False)
+        self.weight = as_parameter(pack_weight(self.weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] -> [T, out_features]."""

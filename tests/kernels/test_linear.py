@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taco.kernels.linear import linear, pack_weight
+from taco.kernels import native
+from taco.kernels.linear import PackedWeight, linear, pack_weight
 
 DTYPES = [torch.float32, torch.bfloat16]
 sizes = st.integers(1, 70)
@@ -32,22 +36,57 @@ def test_products_equal_float64_within_one_rounding(
     assert ((out.double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps + magnitude * inner * 1e-7).all()
 
 
+def layouts() -> list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
+    """The layouts of weights, each with the implementation made for it."""
+    found: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = [("reference", lambda weight: weight)]
+    if native.library() is not None:
+        found.append(("native", PackedWeight.pack))
+    if torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64"):
+        found.append(("onednn", torch.ops.mkldnn._reorder_linear_weight))
+    return found
+
+
+@pytest.mark.parametrize("out_dtype", [None, torch.float32])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", linear.names)
-def test_every_implementation_agrees_on_packed_weights(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "pack"), layouts())
+def test_every_layout_agrees(name: str, pack: Callable, dtype: torch.dtype, out_dtype: torch.dtype | None) -> None:
     x, weight, bias = tensors(5, 48, 33, dtype, 0)
-    expected = torch.nn.functional.linear(x, weight, bias)
-    with linear.forced(name):
-        torch.testing.assert_close(linear(x, pack_weight(weight), bias), expected)
+    packed = pack(weight)
+    expected = torch.nn.functional.linear(x, weight, bias).to(out_dtype or dtype)
+    tolerance = {} if dtype == torch.float32 else {"atol": 0.05, "rtol": 2**-7}  # one rounding more or less
+    for forced in (name, "reference"):
+        with linear.forced(forced):
+            out = linear(x, packed, bias, out_dtype)
+        assert out.dtype == expected.dtype
+        torch.testing.assert_close(out, expected, **tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packing_keeps_every_weight(dtype: torch.dtype) -> None:
-    _, weight, _ = tensors(1, 37, 53, dtype, 0)
+    _, weight, _ = tensors(1, 38, 53, dtype, 0)
     packed = pack_weight(weight)
-    assert torch.equal(packed.to_dense() if packed.is_mkldnn else packed, weight)
-    assert packed.shape == weight.shape
+    if packed.is_mkldnn or isinstance(packed, PackedWeight):
+        assert torch.equal(packed.to_dense(), weight)
+    else:
+        assert packed is weight
     assert pack_weight(packed) is packed
+
+
+@pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_a_packed_weight_can_be_looked_up(dtype: torch.dtype) -> None:
+    _, weight, _ = tensors(1, 38, 53, dtype, 0)
+    indices = torch.tensor([52, 0, 31, 32, 0])
+    assert torch.equal(PackedWeight.pack(weight).rows(indices), weight[indices])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_another_bias_of_the_same_weight_is_noticed(dtype: torch.dtype) -> None:
+    x, weight, bias = tensors(2, 16, 8, dtype, 0)
+    packed = pack_weight(weight)
+    linear(x, packed, bias)
+    torch.testing.assert_close(linear(x, packed, bias + 1), torch.nn.functional.linear(x, weight, bias + 1))
+    torch.testing.assert_close(linear(x, packed), torch.nn.functional.linear(x, weight))
 
 
 def test_dtypes_without_a_faster_layout_stay_plain() -> None:
@@ -70,6 +109,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, packed:
         weight = pack_weight(weight)
     batch = linear(x, weight)
     for start, stop in [(0, 1), (1, 4), (4, 20), (20, 64), (64, 65)]:
+        if isinstance(weight, PackedWeight):
+            assert torch.equal(linear(x[start:stop], weight), batch[start:stop])
         torch.testing.assert_close(linear(x[start:stop], weight), batch[start:stop], atol=1e-5, rtol=2**-7)
 
 

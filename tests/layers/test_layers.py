@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from taco.errors import UnsupportedFeatureError
+from taco.kernels import native
+from taco.kernels.linear import PackedWeight
 from taco.kernels.metadata import AttentionMetadata, Workspace
 from taco.layers import embedding as embedding_module
 from taco.layers.activation import get_activation
@@ -73,14 +75,14 @@ def test_a_transposed_layer_declares_the_shape_in_the_checkpoint() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packing_lets_go_of_the_plain_weight(dtype: torch.dtype) -> None:
-    layer = Linear(16, 16, "a", bias=False).to(dtype)
+    layer = Linear(16, 32, "a", bias=False).to(dtype)
     fill(layer)
     plain = weakref.ref(layer.weight)
     layer.finalize()
     gc.collect()
-    if layer.weight.is_mkldnn:
+    if layer.weight.is_mkldnn or isinstance(layer.weight, PackedWeight):
         assert plain() is None
-    assert sum(parameter.numel() for parameter in layer.parameters()) == 256
+    assert sum(parameter.numel() for parameter in layer.parameters()) == 512
 
 
 @pytest.mark.parametrize(("limit", "is_packed"), [(16 * 8 * 4, True), (16 * 8 * 4 - 1, False)])
@@ -88,6 +90,7 @@ def test_a_tied_head_packs_a_copy_only_up_to_the_limit(
     monkeypatch: pytest.MonkeyPatch, limit: int, is_packed: bool
 ) -> None:
     monkeypatch.setattr(embedding_module, "MAX_PACKED_COPY_BYTES", limit)
+    monkeypatch.setattr(native, "packs", lambda dtype: False)
     table = Embedding(16, 8, "embed")
     head = LMHead(16, 8, "lm_head", tied=table)
     assert head.weight is table.weight
@@ -101,6 +104,20 @@ def test_a_tied_head_packs_a_copy_only_up_to_the_limit(
     x = torch.randn(3, 8)
     torch.testing.assert_close(head(x), x @ weight.T)
     assert torch.equal(table(torch.tensor([5, 0])), weight[[5, 0]])
+
+
+@pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+def test_a_tied_head_shares_its_packed_weight_with_the_lookup() -> None:
+    table = Embedding(50, 8, "embed")
+    head = LMHead(50, 8, "lm_head", tied=table)
+    fill(table)
+    weight = table.weight.clone()
+    table.finalize()
+    head.finalize()
+    assert head.weight is table.weight and isinstance(head.weight, PackedWeight)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(head(x), x @ weight.T)
+    assert torch.equal(table(torch.tensor([49, 0])), weight[[49, 0]])
 
 
 def test_a_head_of_its_own_is_declared_and_gives_float32() -> None:

@@ -1,0 +1,18 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+#ifdef __clang__
+#pragma clang attribute push(                                                                        \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,prefer-vector-width=512")
+#endif
+#define INSTRUCTION_SET avx512_bf16
+#define VL 16
+#define NV 2
+#define MR 12
+#define DOT_BF16 1
+#include "instruction_set.inc"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

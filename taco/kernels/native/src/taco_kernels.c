@@ -1,0 +1,83 @@
+/* Entry points of the native CPU kernels: they choose the instruction set of the processor once. */
+
+#include "taco_kernels.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#if defined(__x86_64__)
+extern const taco_instruction_set taco_kernels_avx512_bf16, taco_kernels_avx512, taco_kernels_avx2;
+#endif
+
+static const taco_instruction_set *chosen = NULL;
+
+/* Chooses the best instruction set, or the one called `name`. Returns its name, or NULL if there is none. */
+TACO_API const char *taco_choose(const char *name) {
+    const taco_instruction_set *supported[3];
+    int count = 0;
+#if defined(__x86_64__)
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16"))
+        supported[count++] = &taco_kernels_avx512_bf16;
+    if (avx512)
+        supported[count++] = &taco_kernels_avx512;
+    if (avx2)
+        supported[count++] = &taco_kernels_avx2;
+#endif
+    for (int i = 0; i < count; i++)
+        if (name == NULL || strcmp(name, supported[i]->name) == 0) {
+            chosen = supported[i];
+            return chosen->name;
+        }
+    return NULL;
+}
+
+/* Whether the processor has matrix units for bfloat16 (AMX). */
+TACO_API int taco_has_amx(void) {
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
+#else
+    return 0;
+#endif
+}
+
+/* Sizes of the structures, to be compared with those of the caller. */
+TACO_API void taco_sizes(int64_t *sizes) {
+    sizes[0] = sizeof(taco_weight);
+    sizes[1] = sizeof(taco_layer);
+    sizes[2] = sizeof(taco_batch);
+    sizes[3] = sizeof(taco_scratch);
+}
+
+/* out [rows, n] = x [rows, k] * weight + bias; out is float if `wide`. */
+TACO_API void taco_linear(int type, const void *x, int64_t ldx, int64_t rows, const taco_weight *weight, void *out,
+                          int64_t ldo, int wide, int num_threads) {
+    chosen->functions[type].linear(x, ldx, rows, weight, out, ldo, wide, num_threads);
+}
+
+/* Attention over the paged cache. Of `layer` only the sizes of heads, the scale and the window are read. */
+TACO_API void taco_attention(int type, const taco_layer *layer, const taco_batch *batch, const void *query,
+                             int64_t query_stride, const void *key_cache, const void *value_cache, void *out,
+                             char *scratch) {
+    chosen->functions[type].attention(layer, batch, query, query_stride, key_cache, value_cache, out, scratch);
+}
+
+/* A whole decoder layer. `x` and `residual` are overwritten by its results. */
+TACO_API void taco_decoder_layer(int type, const taco_layer *layer, const taco_batch *batch, const taco_scratch *scratch,
+                                 void *x, void *residual, int add_first, const void *cos, const void *sin,
+                                 int64_t rotary_size, void *key_cache, void *value_cache) {
+    chosen->functions[type].decoder_layer(layer, batch, scratch, x, residual, add_first, cos, sin, rotary_size,
+                                          key_cache, value_cache);
+}
+
+/* Bytes of scratch memory that attention takes for each thread; tasks have at most `rows` queries times heads. */
+TACO_API int64_t taco_attention_scratch(int type, int64_t head_dim, int64_t rows) {
+    return chosen->functions[type].attention_scratch(head_dim, rows);
+}

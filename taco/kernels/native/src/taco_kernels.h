@@ -1,0 +1,84 @@
+/* Types shared by the native CPU kernels and their callers (see ../library.py, which mirrors the structures). */
+#ifndef TACO_KERNELS_H
+#define TACO_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define TACO_API __declspec(dllexport)
+#else
+#define TACO_API __attribute__((visibility("default")))
+#endif
+
+enum {
+    TACO_FLOAT32 = 0,
+    TACO_BFLOAT16 = 1,
+};
+
+enum {
+    TACO_SILU = 0,
+    TACO_GELU_TANH = 1,
+};
+
+/* A weight [n, k] in tiles of TILE outputs: [ceil(n / TILE)][k / G][TILE][G], where G values along k stand together
+ * (2 in bfloat16, 1 in float32), as the dot-product instructions want them. Outputs past n are zero. */
+enum { TACO_TILE = 32 };
+
+typedef struct {
+    const void *data;
+    const float *bias; /* [n], or NULL */
+    int64_t n, k;
+} taco_weight;
+
+/* A dense decoder layer of the Llama family. Absent parts are NULL. */
+typedef struct {
+    taco_weight qkv, output, gate_up, down;
+    const float *input_norm, *mlp_norm;             /* [hidden_size] */
+    const float *attention_out_norm, *mlp_out_norm; /* [hidden_size], or NULL */
+    const float *qk_norm;                           /* [num_heads + num_kv_heads, head_dim], or NULL */
+    int64_t hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim;
+    int64_t window; /* keys that a query sees, its own included; 0 for all */
+    int64_t activation;
+    float eps, qk_eps, scale;
+} taco_layer;
+
+/* The batch of a step: see AttentionMetadata. A task is a slice of the queries of one row. */
+typedef struct {
+    const int32_t *query_start;  /* [num_rows + 1] */
+    const int32_t *seq_lens;     /* [num_rows] */
+    const int32_t *block_tables; /* [num_rows, max_blocks] */
+    const int64_t *slots;        /* [num_tokens] */
+    const int32_t *tasks;        /* [num_tasks, 3]: row, first query within the row, number of queries */
+    int64_t num_tokens, max_blocks, block_size, num_tasks;
+    int64_t num_threads;
+} taco_batch;
+
+/* Scratch memory of a decoder layer. */
+typedef struct {
+    void *normed;    /* [chunk, max(hidden_size, num_heads * head_dim)] */
+    void *heads;     /* [num_tokens, num_heads + 2 num_kv_heads, head_dim] */
+    void *attended;  /* [num_tokens, num_heads, head_dim] */
+    void *gate_up;   /* [chunk, 2 intermediate_size] */
+    void *activated; /* [chunk, intermediate_size] */
+    char *attention; /* [num_threads, taco_attention_scratch()] */
+    int64_t chunk;   /* tokens that pass through the linear layers together */
+} taco_scratch;
+
+/* What an instruction set implements, for each scalar type. */
+typedef struct {
+    void (*linear)(const void *x, int64_t ldx, int64_t rows, const taco_weight *weight, void *out, int64_t ldo, int wide,
+                   int num_threads);
+    void (*attention)(const taco_layer *layer, const taco_batch *batch, const void *query, int64_t query_stride,
+                      const void *key_cache, const void *value_cache, void *out, char *scratch);
+    void (*decoder_layer)(const taco_layer *layer, const taco_batch *batch, const taco_scratch *scratch, void *x,
+                          void *residual, int add_first, const void *cos, const void *sin, int64_t rotary_size,
+                          void *key_cache, void *value_cache);
+    int64_t (*attention_scratch)(int64_t head_dim, int64_t rows);
+} taco_functions;
+
+typedef struct {
+    const char *name;
+    taco_functions functions[2]; /* by scalar type */
+} taco_instruction_set;
+
+#endif

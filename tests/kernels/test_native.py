@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from taco.kernels import native
+from taco.kernels.attention import paged_attention
+from taco.kernels.linear import PackedWeight, linear
+from tests.kernels.test_attention import make_batch
+
+needs_library = pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+ROWS = [(1, 1), (1, 63), (1, 64), (1, 65), (1, 200), (3, 3), (70, 90), (130, 130)]
+WINDOWS = [None, 1, 20, 64, 100]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_library_can_be_switched_off() -> None:
+    code = "from taco.kernels import native; print(native.library(), native.why_missing())"
+    assert run(code, TACO_NATIVE_KERNELS="0").stdout == "None TACO_NATIVE_KERNELS=0 is set\n"
+
+
+def test_an_unknown_instruction_set_is_an_error() -> None:
+    if native.library() is None:
+        pytest.skip(native.why_missing() or "")
+    result = run("from taco.kernels import native; native.library()", TACO_NATIVE_KERNELS="mmx")
+    assert "TACO_NATIVE_KERNELS is 'mmx'" in result.stderr
+
+
+def attend(batch, window, name):
+    query, _, _, key_cache, value_cache, meta = batch
+    meta.cache.clear()
+    with paged_attention.forced(name):
+        return paged_attention(query, key_cache, value_cache, meta, 0.3, window)
+
+
+@needs_library
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_instruction_set_multiplies(instruction_set: str, dtype: torch.dtype) -> None:
+    for rows, inner, outer in [(1, 2, 1), (5, 34, 33), (13, 64, 100), (250, 66, 70)]:
+        x, weight = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
+        with native.forced(instruction_set):
+            out = linear(x, PackedWeight.pack(weight), None, torch.float32)
+        torch.testing.assert_close(out, x.float() @ weight.float().T, atol=1e-4, rtol=1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 4), 16), ((9, 3), 64), ((8, 1), 80), ((70, 1), 6), ((4, 2), 256)])
+def test_every_instruction_set_attends(instruction_set, dtype, heads, head_dim) -> None:
+    batch = make_batch(ROWS, block_size=16, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim, dtype=dtype)
+    tolerance = {"atol": 2e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    for window in WINDOWS:
+        with native.forced(instruction_set):
+            out = attend(batch, window, "native")
+        torch.testing.assert_close(out, attend(batch, window, "reference"), **tolerance)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_attention_of_a_query_has_the_same_bits_in_any_batch_and_any_chunk(dtype, window) -> None:
+    query, _, _, key_cache, value_cache, meta = make_batch(
+        ROWS, block_size=16, num_heads=6, num_kv_heads=2, head_dim=32, dtype=dtype
+    )
+    together = attend((query, None, None, key_cache, value_cache, meta), window, "native")
+    starts, lens, tables = meta.query_start_cpu, meta.seq_lens_cpu, meta.block_tables.numpy()
+    for row in range(len(lens)):
+        count = int(starts[row + 1] - starts[row])
+        for first, last in {(0, count), (0, 1), (count // 2, count), (count - 1, count)}:
+            alone = type(meta)(
+                query_start=torch.tensor([0, last - first], dtype=torch.int32),
+                seq_lens=torch.tensor([lens[row] - count + last], dtype=torch.int32),
+                block_tables=torch.from_numpy(np.ascontiguousarray(tables[row : row + 1])),
+                slot_mapping=torch.zeros(last - first, dtype=torch.int64),
+                query_start_cpu=np.array([0, last - first], np.int32),
+                seq_lens_cpu=np.array([lens[row] - count + last], np.int32),
+                num_decode_rows=int(last - first == 1),
+                block_size=meta.block_size,
+                workspace=meta.workspace,
+            )
+            part = slice(int(starts[row]) + first, int(starts[row]) + last)
+            out = attend((query[part], None, None, key_cache, value_cache, alone), window, "native")
+            assert torch.equal(out, together[part]), (row, first, last)
+
+
+@needs_library
+def test_what_lies_in_the_cache_behind_the_keys_does_not_matter() -> None:
+    batch = make_batch(ROWS, block_size=16, num_heads=6, num_kv_heads=2, head_dim=32, dtype=torch.bfloat16)
+    expected = attend(batch, None, "native")
+    _, _, _, key_cache, value_cache, meta = batch
+    for row, num_keys in enumerate(meta.seq_lens_cpu):
+        block, offset = meta.block_tables[row, (num_keys - 1) // 16], (num_keys - 1) % 16 + 1
+        key_cache[block, :, offset:] = float("nan")
+        value_cache[block, :, offset:] = float("inf")
+    assert torch.equal(attend(batch, None, "native"), expected)
