@@ -12,11 +12,13 @@ import torch
 
 from taco.config import TacoConfig
 from taco.errors import OutOfMemoryError
+from taco.layers.linear import MergedLinear
 from taco.worker.kv_cache import KVCache
 
 GIB = 1 << 30
 DEFAULT_CPU_KV_BYTES = 4 * GIB
 CPU_IDLE_PREFIX_BYTES = GIB // 2  # cached prefixes that nobody uses, kept as long as there is unused memory
+LOGITS_COPIES = 4  # of a slice of logits, float32, that sampling makes at most
 LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # logits of one slice of rows, float32
 
 
@@ -126,19 +128,49 @@ def num_blocks(config: TacoConfig, shape: CacheGeometry, budget_bytes: int) -> i
     )
 
 
-def cpu_kv_budget(config: TacoConfig) -> int:
+def cpu_step_bytes(config: TacoConfig, model) -> int:  # noqa: ANN001
+    """What a step takes on a CPU beside weights and KV cache, at most.
+
+    Args:
+        model: a `taco.models.base.CausalLM`.
+
+    Returns:
+        Bytes of the activations of `max_num_batched_tokens` tokens, counted as if each linear layer of a decoder layer
+        kept its input and its output and attention as much again, and of the logits and the sampler's copies of them.
+    """
+    layer = max((sum(_linear_widths(layer)) for layer in model.layers), default=0)
+    activations = 2 * layer * config.model_config.torch_dtype.itemsize
+    return config.scheduler_config.max_num_batched_tokens * activations + LOGITS_COPIES * LOGITS_BYTES["cpu"]
+
+
+def _linear_widths(layer) -> Iterator[int]:  # noqa: ANN001
+    for module in layer.modules():
+        if isinstance(module, MergedLinear):
+            yield module.in_features + module.out_features
+
+
+def cpu_kv_budget(config: TacoConfig, step_bytes: int) -> int:
     """Bytes of the KV cache on a CPU: as stated, else 4 GiB, else half of what is available.
+
+    Args:
+        step_bytes: as `cpu_step_bytes`; they have to fit beside the cache.
 
     Raises:
         OutOfMemoryError: the stated size is more than there is.
     """
     stated = config.cache_config.kv_cache_memory_bytes or config.cache_config.cpu_kv_cache_bytes
-    available = available_host_bytes()
+    available = available_host_bytes() - step_bytes
+    if available <= 0:
+        raise OutOfMemoryError(
+            f"A step takes up to {step_bytes / GIB:.2f} GiB, more than the memory that is available: pass a smaller "
+            f"max_num_batched_tokens (it is {config.scheduler_config.max_num_batched_tokens}), or free memory."
+        )
     if stated is None:
         return min(DEFAULT_CPU_KV_BYTES, available // 2)
     if stated > available:
         raise OutOfMemoryError(
             f"a KV cache of {stated / GIB:.2f} GiB was asked for, but only {available / GIB:.2f} GiB of memory are "
-            f"available: pass kv_cache_memory_bytes={available // 2} or less."
+            f"available beside the {step_bytes / GIB:.2f} GiB that a step takes: pass "
+            f"kv_cache_memory_bytes={available // 2} or less."
         )
     return stated

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from taco.errors import OutOfMemoryError
+from taco.layers.linear import Linear
 from taco.worker import memory
 
 SHAPE = memory.CacheGeometry(num_layers=2, num_kv_heads=2, head_dim=8, block_bytes=1000)
 
 
-def make_config(*, max_model_len=100, max_num_seqs=4, device="cpu", fit=False, **cache):
+def make_config(*, max_model_len=100, max_num_seqs=4, max_num_batched_tokens=64, device="cpu", fit=False, **cache):
     cache = {
         "block_size": 16,
         "num_gpu_blocks_override": None,
@@ -20,8 +21,10 @@ def make_config(*, max_model_len=100, max_num_seqs=4, device="cpu", fit=False, *
     } | cache
     return SimpleNamespace(
         cache_config=SimpleNamespace(**cache),
-        scheduler_config=SimpleNamespace(max_model_len=max_model_len, max_num_seqs=max_num_seqs),
-        model_config=SimpleNamespace(fit_max_model_len=fit),
+        scheduler_config=SimpleNamespace(
+            max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+        ),
+        model_config=SimpleNamespace(fit_max_model_len=fit, torch_dtype=torch.float32),
         device_config=SimpleNamespace(device=device),
     )
 
@@ -57,13 +60,25 @@ def test_a_length_left_to_us_is_fitted():
 
 def test_the_cpu_budget_is_as_stated_or_modest(monkeypatch):
     monkeypatch.setattr(memory, "available_host_bytes", lambda: 6 * memory.GIB)
-    assert memory.cpu_kv_budget(make_config()) == 3 * memory.GIB
-    assert memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=5)) == 5
-    assert memory.cpu_kv_budget(make_config(cpu_kv_cache_bytes=6)) == 6
-    with pytest.raises(OutOfMemoryError, match=f"kv_cache_memory_bytes={3 * memory.GIB} or less"):
-        memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=7 * memory.GIB))
+    assert memory.cpu_kv_budget(make_config(), 2 * memory.GIB) == 2 * memory.GIB
+    assert memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=5), 0) == 5
+    assert memory.cpu_kv_budget(make_config(cpu_kv_cache_bytes=6), 0) == 6
+    with pytest.raises(OutOfMemoryError, match=f"kv_cache_memory_bytes={2 * memory.GIB} or less"):
+        memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=5 * memory.GIB), 2 * memory.GIB)
+    with pytest.raises(OutOfMemoryError, match="a smaller max_num_batched_tokens"):
+        memory.cpu_kv_budget(make_config(), 6 * memory.GIB)
     monkeypatch.setattr(memory, "available_host_bytes", lambda: 100 * memory.GIB)
-    assert memory.cpu_kv_budget(make_config()) == memory.DEFAULT_CPU_KV_BYTES
+    assert memory.cpu_kv_budget(make_config(), 0) == memory.DEFAULT_CPU_KV_BYTES
+
+
+def test_a_step_takes_more_with_more_tokens_and_wider_layers():
+    def step_bytes(num_tokens: int, size: int) -> int:
+        layer = torch.nn.Sequential(Linear(size, 2 * size, "a", bias=False), Linear(2 * size, size, "b", bias=False))
+        model = SimpleNamespace(layers=[layer, layer])
+        return memory.cpu_step_bytes(make_config(max_num_batched_tokens=num_tokens), model)
+
+    logits = memory.LOGITS_COPIES * memory.LOGITS_BYTES["cpu"]
+    assert step_bytes(10, 8) == logits + 2 * 10 * 6 * 8 * 4
 
 
 def test_available_memory_is_plausible():
