@@ -82,7 +82,8 @@ $(VENV)/.torch-cuda: constraints/cuda.txt | $(VENV)/.created
 	@$(PIP) torch==$(TORCH)
 	@touch $@
 
-$(VENV)/.installed-$(DEVICE): $(VENV)/.torch-$(DEVICE) pyproject.toml
+# Compiles the CPU kernels too, where there is a C compiler.
+$(VENV)/.installed-$(DEVICE): $(VENV)/.torch-$(DEVICE) pyproject.toml $(wildcard taco/kernels/native/src/*)
 	@echo "[3/3] installing taco and its libraries"
 	@$(PIP) -c $(CONSTRAINTS) -e .
 	@touch $@
