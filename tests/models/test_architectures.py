@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.kernels import native
 from taco.models.registry import register_model, resolve_model_class, supported_architectures
 from tests.models.harness import (
     Runner,
@@ -21,6 +22,16 @@ from tests.models.harness import (
 )
 
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(autouse=True, params=["native kernels", "torch operators"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the native CPU kernels, where there are any, and as without them."""
+    if request.param == "torch operators":
+        monkeypatch.setattr(native, "_load", lambda: (None, "switched off by the test"))
+    elif native.library() is None:
+        pytest.skip(native.why_missing() or "")
+
 
 LLAMA3 = {
     "rope_type": "llama3",
