@@ -16,6 +16,13 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 
 @op
+def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """GeGLU: x [..., 2 I], gate before up -> gelu(gate) * up [..., I]."""
+    gate, up = x.chunk(2, -1)
+    return F.gelu(gate).mul_(up)
+
+
+@op
 def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
     """GeGLU with the tanh approximation: x [..., 2 I], gate before up -> gelu(gate) * up [..., I]."""
     gate, up = x.chunk(2, -1)

@@ -104,7 +104,7 @@ def _find_runs(starts: list[int]) -> Iterator[tuple[int, int, int]]:
 def _window_mask(
     meta: AttentionMetadata, offset: int, num_queries: int, num_keys: int, window: int, device: torch.device
 ) -> torch.Tensor:
-    """bool [num_queries, num_keys], True where query i, which stands at key i + offset, sees a key; shared by layers."""
+    """bool [num_queries, num_keys], True where query i, which stands at key i + offset, sees a key."""
     name = ("encoder window", offset, num_queries, num_keys, window)
     mask: torch.Tensor | None = meta.cache.get(name)
     if mask is None:

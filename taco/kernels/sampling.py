@@ -10,14 +10,18 @@ a chunk, in one fast pass, and then work on the few chunks that matter.
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import torch
 
+from taco.kernels import native
 from taco.kernels.dispatch import op
 
 MAX_CHUNK = 128  # entries a chunk when looking for the largest entry
 TOP_CHUNKING = 16  # entries a chunk when looking for the k largest
 SUM_CHUNK = 256  # entries that are summed in float32 before float64 takes over
+NATIVE_TOP = 256  # entries that the native search keeps in a list at most; beyond, sorting is faster
 NUCLEUS_BUCKETS = 2048
 NUCLEUS_BUCKETS_PER_NAT = 64.0
 NUCLEUS_BLOCK = 1 << 19  # entries handled at a time, so that temporaries stay small
@@ -35,6 +39,30 @@ def max_token(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     values, ids = logits.max(-1)
     return values, ids
+
+
+def _native_rows(logits: torch.Tensor) -> ctypes.CDLL | None:
+    """The native kernels, if they take these logits."""
+    if logits.device.type != "cpu" or logits.dtype != torch.float32 or not logits.is_contiguous():
+        return None
+    return native.library()
+
+
+def _native_top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    library = _native_rows(logits)
+    if library is None or k > NATIVE_TOP:
+        return NotImplemented
+    num_rows, vocab = logits.shape
+    values = torch.empty(num_rows, k, dtype=torch.float32)
+    ids = torch.empty(num_rows, k, dtype=torch.int64)
+    library.taco_top(logits.data_ptr(), num_rows, vocab, k, values.data_ptr(), ids.data_ptr(), torch.get_num_threads())
+    return values, ids
+
+
+@max_token.candidate("native")
+def _max_token_native(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    found = _native_top(logits, 1)
+    return found if found is NotImplemented else (found[0][:, 0], found[1][:, 0])
 
 
 @max_token.candidate("cpu_chunks")
@@ -70,6 +98,11 @@ def top_tokens(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     return values, ids
 
 
+@top_tokens.candidate("native")
+def _top_tokens_native(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _native_top(logits, k)
+
+
 @top_tokens.candidate("cpu_chunks")
 def _top_tokens_cpu(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     # The k largest entries lie in the k chunks with the largest maxima. Chunk i holds the entries i, i + num_chunks,
@@ -90,6 +123,7 @@ def _top_tokens_cpu(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.T
     return values, torch.where(lines < TOP_CHUNKING, ids, places + (whole - TOP_CHUNKING * k))
 
 
+@op
 def best_tokens(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest entries of each row, descending; among equals the lowest ids, ascending.
 
@@ -118,6 +152,60 @@ def best_tokens(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     ids, by_id = ids.sort(-1)
     values, by_value = values.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
     return values, ids.gather(1, by_value)
+
+
+@best_tokens.candidate("native")
+def _best_tokens_native(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _native_top(scores, k)
+
+
+@op
+def log_normalizers(
+    logits: torch.Tensor, token_ids: torch.Tensor, or_equal: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What makes log-probabilities of logits, and how one token of each row compares with the others.
+
+    The log-probability of token t is (logits[t] - peak) - log_sum.
+
+    Args:
+        logits: float32 [N, vocab].
+        token_ids: int64 [N], a token of each row.
+        or_equal: whether tokens as likely as that one are counted.
+
+    Returns:
+        peak and log_sum, float32 [N], and how many log-probabilities are greater than that of the row's token (or
+        equal), int64 [N].
+    """
+    peaks = logits.amax(-1, keepdim=True)
+    log_sums = (logits - peaks).exp_().double().sum(-1, keepdim=True).log_().float()
+    scores = (logits - peaks).sub_(log_sums)
+    counts = count_above(scores, scores.gather(1, token_ids[:, None])[:, 0], or_equal)
+    return peaks[:, 0], log_sums[:, 0], counts
+
+
+@log_normalizers.candidate("native")
+def _log_normalizers_native(
+    logits: torch.Tensor, token_ids: torch.Tensor, or_equal: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    library = _native_rows(logits)
+    if library is None:
+        return NotImplemented
+    num_rows, vocab = logits.shape
+    token_ids = token_ids.contiguous()
+    peaks, log_sums = torch.empty(num_rows), torch.empty(num_rows)
+    counts = torch.empty(num_rows, dtype=torch.int64)
+    library.taco_score(
+        logits.data_ptr(),
+        num_rows,
+        vocab,
+        token_ids.data_ptr(),
+        or_equal,
+        peaks.data_ptr(),
+        log_sums.data_ptr(),
+        counts.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return peaks, log_sums, counts
 
 
 @op

@@ -6,11 +6,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taco.kernels import sampling
-from taco.kernels.sampling import best_tokens, count_above, inverse_cdf, max_token, nucleus, top_tokens
+from taco.kernels import native, sampling
+from taco.kernels.sampling import (
+    best_tokens,
+    count_above,
+    inverse_cdf,
+    log_normalizers,
+    max_token,
+    nucleus,
+    top_tokens,
+)
 
 # Multiples of the chunk sizes, numbers just beside them, and small ones.
 VOCABS = [1, 7, 130, 256, 511, 512, 513, 4096, 5003, 12289]
+
+
+@pytest.fixture(autouse=True, params=["native kernels", "torch operators"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the native CPU kernels, where there are any, and as without them."""
+    if request.param == "torch operators":
+        monkeypatch.setattr(native, "_load", lambda: (None, "switched off by the test"))
+    elif native.library() is None:
+        pytest.skip(native.why_missing() or "")
 
 
 def random_logits(num_rows: int, vocab: int, seed: int, step: float = 0.0) -> torch.Tensor:
@@ -95,6 +112,25 @@ def test_count_above_counts_the_greater_or_also_the_equal(name: str) -> None:
         assert greater[row] == sum(score > values[row] for score in scores[row])
         assert not_less[row] == sum(score >= values[row] for score in scores[row])
     assert (not_less > greater).all()
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("step", [0.0, 1.0])
+def test_log_normalizers_make_log_probabilities(vocab: int, step: float) -> None:
+    logits = random_logits(6, vocab, seed=vocab, step=step)
+    logits[1, vocab // 2 :] = -torch.inf
+    logits[1, 0] = 3.0
+    logits[2] += 1e4
+    token_ids = torch.tensor([0, 0, vocab // 2, vocab - 1, vocab // 3, 0])
+    expected = logits.double().log_softmax(-1)
+    for or_equal in (False, True):
+        peaks, log_sums, counts = log_normalizers(logits, token_ids, or_equal)
+        scores = (logits - peaks[:, None]) - log_sums[:, None]
+        torch.testing.assert_close(scores.double(), expected, atol=2e-6, rtol=1e-6)
+        own = scores.gather(1, token_ids[:, None])
+        assert torch.equal(counts, (scores >= own if or_equal else scores > own).sum(-1))
+        alone = log_normalizers(logits[3:4], token_ids[3:4], or_equal)
+        assert torch.equal(alone[1][0], log_sums[3]) and torch.equal(alone[2][0], counts[3])
 
 
 def nucleus_by_definition(row: torch.Tensor, top_p: float) -> tuple[list[int], float]:

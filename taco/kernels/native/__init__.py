@@ -86,6 +86,8 @@ _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
     "taco_linear": (_INT, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT64, _INT, _INT),
     "taco_attention": (_INT, _POINTER, _POINTER, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _POINTER),
+    "taco_top": (_POINTER, _INT64, _INT64, _INT64, _POINTER, _POINTER, _INT),
+    "taco_score": (_POINTER, _INT64, _INT64, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT),
     "taco_decoder_layer": (
         *(_INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
         *(_INT, _POINTER, _POINTER, _INT64, _POINTER, _POINTER),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from taco.kernels.sampling import best_tokens, count_above
+from taco.kernels.sampling import best_tokens, count_above, log_normalizers
 from taco.plan import LogprobRows, NewRow
 from taco.worker.sampler.feature import Feature, Selection
-from taco.worker.sampler.tables import RaggedRows, select_rows, to_device
+from taco.worker.sampler.tables import RaggedRows, select_rows
+from taco.worker.transfer import to_device
 
 MODES = ("processed_logprobs", "raw_logprobs", "processed_logits", "raw_logits")
 
@@ -31,7 +32,7 @@ class Scores(NamedTuple):
 
 
 class Logprobs(Feature):
-    """`logprobs`, `logprob_token_ids` and `prompt_logprobs`.
+    """`logprobs`, `logprob_token_ids`, `prompt_logprobs` and `prompt_logprob_token_ids`.
 
     Args:
         mode: what is reported, log-probabilities or logits, and of which state: "raw" as the model gave them, or
@@ -51,6 +52,8 @@ class Logprobs(Feature):
 
     def add(self, new: NewRow) -> bool:
         params = new.params
+        if new.num_candidates:
+            return False  # what is asked for is made of the candidates
         given = params.logprob_token_ids
         if given:
             # Exactly these are wanted, in place of the most likely ones.
@@ -89,22 +92,41 @@ class Logprobs(Feature):
         """Scores of M prompt tokens, int64 [M], under the logits, float32 [M, vocab], of their predecessors."""
         return self._score(logits, token_ids, self._count(num_best), None)
 
+    def score_given(self, logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Scores, float32 [M, k], of given tokens, int64 [M, k], under logits, float32 [M, vocab]; -inf for id -1."""
+        scores = logits.log_softmax(-1) if self._normalise else logits
+        return scores.gather(1, token_ids.clamp(min=0)).masked_fill_(token_ids < 0, -torch.inf)
+
     def _count(self, num_best: int) -> int:
         return self._vocab_size if num_best == -1 else min(num_best, self._vocab_size)
 
     def _score(self, logits: torch.Tensor, own: torch.Tensor, num_best: int, others: torch.Tensor | None) -> Scores:
-        scores = logits.log_softmax(-1) if self._normalise else logits
         token_ids = own[:, None]
-        values = scores.gather(1, token_ids)
-        ranks = count_above(scores, values[:, 0], self._rank_counts_ties)
-        if not self._rank_counts_ties:
-            ranks = ranks + 1
+        values = logits.gather(1, token_ids)
         if num_best:
-            best_values, others = best_tokens(scores, num_best)
-            return Scores(torch.cat((token_ids, others), 1), torch.cat((values, best_values), 1), ranks)
+            best_values, others = best_tokens(logits, num_best)
+            values = torch.cat((values, best_values), 1)
+        elif others is not None:
+            values = torch.cat((values, logits.gather(1, others)), 1)
         if others is not None:
-            return Scores(torch.cat((token_ids, others), 1), torch.cat((values, scores.gather(1, others)), 1), ranks)
-        return Scores(token_ids, values, ranks)
+            token_ids = torch.cat((token_ids, others), 1)
+        if self._normalise:
+            peaks, log_sums, ranks = log_normalizers(logits, own, self._rank_counts_ties)
+            values = (values - peaks[:, None]) - log_sums[:, None]
+        else:
+            ranks = count_above(logits, values[:, 0], self._rank_counts_ties)
+        return Scores(token_ids, values, ranks if self._rank_counts_ties else ranks + 1)
+
+
+def concatenate(parts: Sequence[LogprobRows]) -> LogprobRows:
+    """Equally wide parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return LogprobRows(
+        np.concatenate([part.token_ids for part in parts]),
+        np.concatenate([part.logprobs for part in parts]),
+        np.concatenate([part.ranks for part in parts]),
+    )
 
 
 def to_host(scores: list[Scores]) -> list[LogprobRows]:

@@ -81,3 +81,16 @@ TACO_API void taco_decoder_layer(int type, const taco_layer *layer, const taco_b
 TACO_API int64_t taco_attention_scratch(int type, int64_t head_dim, int64_t rows) {
     return chosen->functions[type].attention_scratch(head_dim, rows);
 }
+
+/* The k largest entries of each row of logits [rows, size], descending, the lower index first among equals. */
+TACO_API void taco_top(const float *logits, int64_t rows, int64_t size, int64_t k, float *values, int64_t *ids,
+                       int num_threads) {
+    chosen->top(logits, rows, size, k, values, ids, num_threads);
+}
+
+/* For each row of logits [rows, size]: its maximum, log sum exp(logits - maximum), and how many log-probabilities are
+ * greater than that of the row's own token (or equal, with `or_equal`). */
+TACO_API void taco_score(const float *logits, int64_t rows, int64_t size, const int64_t *own, int or_equal,
+                         float *maxima, float *log_sums, int64_t *counts, int num_threads) {
+    chosen->score(logits, rows, size, own, or_equal, maxima, log_sums, counts, num_threads);
+}

@@ -79,6 +79,10 @@ typedef struct {
 typedef struct {
     const char *name;
     taco_functions functions[2]; /* by scalar type */
+    void (*top)(const float *logits, int64_t rows, int64_t size, int64_t k, float *values, int64_t *ids,
+                int num_threads);
+    void (*score)(const float *logits, int64_t rows, int64_t size, const int64_t *own, int or_equal, float *maxima,
+                  float *log_sums, int64_t *counts, int num_threads);
 } taco_instruction_set;
 
 #endif
