@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from taco.kernels.dispatch import op
 from taco.kernels.metadata import AttentionMetadata
 
+MAX_DENSE_LENGTH = 1024  # tokens of a row whose scores are all made at once
+SCORE_BYTES = 4 << 20  # scores made at a time in bfloat16, where a single row does not need more
 WINDOW_SLICE = 256  # queries of a row that are attended together where a window hides most keys from them
 
 
@@ -48,8 +50,8 @@ def encoder_attention(
     return out
 
 
-@encoder_attention.candidate("sdpa")
-def encoder_attention_sdpa(
+@encoder_attention.candidate("runs")
+def encoder_attention_runs(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -57,31 +59,67 @@ def encoder_attention_sdpa(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Neighbouring rows of the same length are one call of torch's attention, so that nothing is padded.
+    """Neighbouring rows of the same length are computed together, so that nothing is padded.
 
-    A batch that is sorted by length has few such groups. The result of a row does not depend on the others.
+    A batch that is sorted by length has few such runs. The result of a row does not depend on the others.
     """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for start, count, length in _runs(meta):
         stop = start + count * length
-        # [count, num_heads, length, head_dim], views
-        q, k, v = (x[start:stop].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
-        target = out[start:stop].view(count, length, *out.shape[1:])
-        if window is None or window >= length - 1:
-            target.copy_(F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2))
-            continue
-        for low in range(0, length, WINDOW_SLICE):
-            high = min(low + WINDOW_SLICE, length)
-            first, last = max(0, low - window), min(length, high + window)
-            attended = F.scaled_dot_product_attention(
-                q[:, :, low:high],
-                k[:, :, first:last],
-                v[:, :, first:last],
-                _window_mask(meta, low - first, high - low, last - first, window, query.device),
-                scale=scale,
-            )
-            target[:, low:high] = attended.transpose(1, 2)
+        # [count, length, num_heads, head_dim], views
+        q, k, v, target = (x[start:stop].view(count, length, *x.shape[1:]) for x in (query, key, value, out))
+        if window is not None and window < length - 1:
+            _attend_in_window(q, k, v, target, scale, window, meta)
+        elif query.device.type == "cpu" and query.dtype == torch.bfloat16 and length <= MAX_DENSE_LENGTH:
+            _attend_densely(q, k, v, target, scale)
+        else:
+            _attend(q, k, v, target, scale)
     return out
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+) -> None:
+    """torch's own attention; all tensors are [count, length, num_heads, head_dim]."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    out.copy_(F.scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(1, 2))
+
+
+def _attend_densely(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor, scale: float
+) -> None:
+    """Batched products on copies in which heads stand apart: twice as fast as torch's attention in bfloat16 on a CPU,
+    whose scores are rounded to bfloat16 here."""
+    count, length, num_heads, head_dim = query.shape
+    step = max(1, SCORE_BYTES // (2 * num_heads * length * length))
+    for low in range(0, count, step):
+        part = slice(low, low + step)
+        q, k, v = (x[part].transpose(1, 2).reshape(-1, length, head_dim) for x in (query, key, value))
+        weights = torch.bmm(q.mul_(scale), k.transpose(1, 2)).softmax(-1)
+        out[part] = torch.bmm(weights, v).view(-1, num_heads, length, head_dim).transpose(1, 2)
+
+
+def _attend_in_window(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    scale: float,
+    window: int,
+    meta: AttentionMetadata,
+) -> None:
+    """Slices of queries with the keys that any of them sees."""
+    length = query.shape[1]
+    for low in range(0, length, WINDOW_SLICE):
+        high = min(low + WINDOW_SLICE, length)
+        first, last = max(0, low - window), min(length, high + window)
+        mask = _window_mask(meta, low - first, high - low, last - first, window, query.device)
+        _attend(query[:, low:high], key[:, first:last], value[:, first:last], out[:, low:high], scale, mask)
 
 
 def _runs(meta: AttentionMetadata) -> list[tuple[int, int, int]]:

@@ -258,6 +258,29 @@ def edge_of(values: torch.Tensor, num_kept: torch.Tensor, vocab: int) -> tuple[t
     return edge[:, 0], num_ties.masked_fill_(num_kept == (values >= edge).sum(-1), vocab)
 
 
+@nucleus.candidate("native")
+def _nucleus_native(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    library = _native_rows(logits)
+    if library is None:
+        return NotImplemented
+    num_rows, vocab = logits.shape
+    num_threads = torch.get_num_threads()
+    top_p = top_p.contiguous()
+    scratch = torch.empty(num_threads, vocab + 1)
+    edges, num_ties = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
+    library.taco_nucleus(
+        logits.data_ptr(),
+        num_rows,
+        vocab,
+        top_p.data_ptr(),
+        scratch.data_ptr(),
+        edges.data_ptr(),
+        num_ties.data_ptr(),
+        num_threads,
+    )
+    return edges, num_ties
+
+
 @nucleus.candidate("cpu_histogram")
 def _nucleus_cpu(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # Sorting a whole row costs more than all the rest of sampling. A histogram of the probability over the distance to

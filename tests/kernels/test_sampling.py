@@ -157,6 +157,8 @@ def test_nucleus_is_the_smallest_likely_set_that_reaches_top_p(
 ) -> None:
     logits = random_logits(3, vocab, seed, step) * scale
     logits[1, : vocab // 2] = -torch.inf
+    if name == "native" and native.library() is None:
+        pytest.skip("switched off")
     with nucleus.forced(name):
         edges, ties = nucleus(logits, torch.full((3,), top_p, dtype=torch.float64))
     for row, edge, num_ties in zip(logits, edges, ties, strict=True):
@@ -172,6 +174,8 @@ def test_nucleus_is_the_smallest_likely_set_that_reaches_top_p(
 def test_nucleus_ends_as_soon_as_top_p_is_reached_exactly(name: str) -> None:
     logits = torch.zeros(3, 4)
     logits[1:, 3] = -torch.inf
+    if name == "native" and native.library() is None:
+        pytest.skip("switched off")
     with nucleus.forced(name):
         edges, ties = nucleus(logits, torch.tensor([0.5, 0.75, 1.0], dtype=torch.float64))
     assert edges.tolist() == [0, 0, 0] and ties.tolist() == [2, 4, 4]

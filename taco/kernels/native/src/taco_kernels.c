@@ -94,3 +94,10 @@ TACO_API void taco_score(const float *logits, int64_t rows, int64_t size, const 
                          float *maxima, float *log_sums, int64_t *counts, int num_threads) {
     chosen->score(logits, rows, size, own, or_equal, maxima, log_sums, counts, num_threads);
 }
+
+/* The nucleus of each row of logits [rows, size]: its smallest entry, and how many entries equal to that belong to it, or
+ * `size` if all do. `scratch` is [num_threads, size + 1]. The largest entry of each row must be finite. */
+TACO_API void taco_nucleus(const float *logits, int64_t rows, int64_t size, const double *top_p, float *scratch,
+                           float *edges, int64_t *num_ties, int num_threads) {
+    chosen->nucleus(logits, rows, size, top_p, scratch, edges, num_ties, num_threads);
+}

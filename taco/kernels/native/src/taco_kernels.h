@@ -83,6 +83,8 @@ typedef struct {
                 int num_threads);
     void (*score)(const float *logits, int64_t rows, int64_t size, const int64_t *own, int or_equal, float *maxima,
                   float *log_sums, int64_t *counts, int num_threads);
+    void (*nucleus)(const float *logits, int64_t rows, int64_t size, const double *top_p, float *scratch, float *edges,
+                    int64_t *num_ties, int num_threads);
 } taco_instruction_set;
 
 #endif
