@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+CLIENTS := .venv-clients
 # cuda where the driver lists a GPU, else cpu; `make DEVICE=cpu demo` overrides it.
 ifndef DEVICE
 DEVICE := $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
@@ -15,7 +16,7 @@ TORCH  := $(shell sed -n 's/^torch==//p' $(CONSTRAINTS) 2>/dev/null)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo install test test-gpu lint bench docs coverage clean
+.PHONY: demo install test test-clients test-gpu lint bench docs coverage clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-$(DEVICE)
@@ -29,6 +30,10 @@ test: lint
 # With the environment of the caller: machines with a GPU often have a torch of their own.
 test-gpu:
 	@PYTHONPATH=. $(PYTHON) -m pytest -m gpu
+
+# Programs written for vLLM, unmodified, in an environment of their own.
+test-clients: $(CLIENTS)/.installed-$(DEVICE)
+	@$(CLIENTS)/bin/python -m pytest tests/clients
 
 lint: $(VENV)/.tests-installed-$(DEVICE)
 	@$(BIN)/ruff check .
@@ -46,7 +51,7 @@ coverage: $(VENV)/.tests-installed-$(DEVICE)
 	@$(BIN)/coverage report
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist *.egg-info
 	find taco tests benchmarks docs examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What is installed is recorded in files, so that a second `make demo` starts at once.
@@ -91,4 +96,14 @@ $(VENV)/.installed-$(DEVICE): $(VENV)/.torch-$(DEVICE) pyproject.toml $(wildcard
 $(VENV)/.tests-installed-$(DEVICE): $(VENV)/.installed-$(DEVICE)
 	@echo "[+] installing the test tools"
 	@$(PIP) -c $(CONSTRAINTS) -e '.[test]'
+	@touch $@
+
+# It finds torch, transformers, the test tools and taco after its own packages, so that it needs none of them itself.
+$(CLIENTS)/.installed-$(DEVICE): constraints/clients.txt $(VENV)/.tests-installed-$(DEVICE)
+	@echo "[+] installing programs written for vLLM into $(CLIENTS)"
+	@$(BIN)/python -m venv $(CLIENTS)
+	@{ $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; pwd; } \
+		>"`$(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/taco.pth"
+	@$(CLIENTS)/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+		-c $(CONSTRAINTS) -r constraints/clients.txt
 	@touch $@

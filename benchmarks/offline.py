@@ -8,7 +8,7 @@ Workloads, all greedy and without end of sequence, from token-id prompts cut out
   W3  32 prompts of 448 to 576 tokens, 8 new tokens each: input tokens/s
   W4  64 prompts sharing their first 384 tokens, 16 of their own, 16 new tokens each: input + output tokens/s
 
-  W4  64 prompts sharing their first 384 tokens, with 16 of their own, 16 new tokens: input + output tokens/s
+Engines take turns, and a figure is the median of the repeats, with the smallest and the largest. The limit is what this
 machine could do at most: weights read once a token at the measured memory bandwidth (W1), or the products of the linear
 layers at the measured peak of the matrix library (the others). Attention and everything else would come on top.
 """
@@ -22,33 +22,20 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from common import english, median_time, num_parameters, run_taco, run_transformers, timed_parts, versions
 
-from taco import LLM, SamplingParams, __version__
+from taco import LLM, __version__
 from taco.entrypoints.demo_model import packaged_model
 from taco.kernels.linear import linear, pack_weight
 
 NEW_TOKENS = {"W1": 128, "W2": 64, "W3": 8, "W4": 16}
 PEER_BATCH = {"W1": 1, "W2": 64, "W3": 8, "W4": 64}
-
-
-def english(tokenizer: Any, count: int) -> list[int]:
-    """At least `count` token ids of ordinary English: the topics of Python's own help."""
-    from pydoc_data.topics import topics
-
-    ids: list[int] = []
-    for text in topics.values():
-        ids += tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) >= count:
-            return ids
-    raise SystemExit("the text is too short")
 
 
 def make_prompts(tokenizer: Any) -> dict[str, list[list[int]]]:
@@ -77,13 +64,7 @@ class Taco:
         self.load_s = time.perf_counter() - started
 
     def run(self, prompts: list[list[int]], new_tokens: int, workload: str) -> float:
-        self.llm.llm_engine.reset_prefix_cache()
-        params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-        started = time.perf_counter()
-        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-        elapsed = time.perf_counter() - started
-        assert all(len(output.outputs[0].token_ids) == new_tokens for output in outputs)
-        return elapsed
+        return run_taco(self.llm, prompts, new_tokens)
 
 
 class Transformers:
@@ -108,20 +89,8 @@ class Transformers:
         self.model.generation_config.eos_token_id = None
         self.load_s = time.perf_counter() - started
 
-    @torch.inference_mode()
     def run(self, prompts: list[list[int]], new_tokens: int, workload: str) -> float:
-        size = PEER_BATCH[workload]
-        started = time.perf_counter()
-        for first in range(0, len(prompts), size):
-            batch = prompts[first : first + size]
-            width = max(map(len, batch))
-            ids = torch.tensor([[0] * (width - len(row)) + row for row in batch])
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
-            out = self.model.generate(
-                ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
-            )
-            assert out.shape == (len(batch), width + new_tokens)
-        return time.perf_counter() - started
+        return run_transformers(self.model, prompts, new_tokens, PEER_BATCH[workload])
 
 
 def rate(workload: str, prompts: list[list[int]], seconds: float, first_token_s: float) -> float:
@@ -131,15 +100,6 @@ def rate(workload: str, prompts: list[list[int]], seconds: float, first_token_s:
         return (output - 1) / (seconds - first_token_s)
     total_input = sum(map(len, prompts))
     return {"W2": output, "W3": total_input, "W4": total_input + output}[workload] / seconds
-
-
-def median_time(function: Callable[[], object], repeats: int = 15) -> float:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def machine_limits(dtype: torch.dtype) -> tuple[float, float]:
@@ -153,64 +113,16 @@ def machine_limits(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def limit(
-    workload: str, prompts: list[list[int]], num_params: int, head_params: int, item: int, peaks: tuple[float, float]
+    workload: str, prompts: list[list[int]], body: int, head: int, item: int, peaks: tuple[float, float]
 ) -> float:
     """Tokens/s that no engine can pass: bytes of the weights, or operations of the linear layers that must happen."""
     bandwidth, peak = peaks
     output = len(prompts) * NEW_TOKENS[workload]
-    body = num_params - head_params
     if workload == "W1":
-        return bandwidth / (num_params * item)
+        return bandwidth / ((body + head) * item)
     distinct = sum(map(len, prompts)) if workload != "W4" else 384 + 64 * 16
-    operations = 2 * body * (distinct + output - len(prompts)) + 2 * head_params * output
+    operations = 2 * body * (distinct + output - len(prompts)) + 2 * head * output
     return rate(workload, prompts, operations / peak, 0)
-
-
-@contextmanager
-def timed_parts(llm: LLM):
-    """Seconds spent in each part of taco while the context is open; parts inside parts are subtracted."""
-    from taco.kernels import dispatch
-
-    engine = llm.llm_engine
-    runner = engine._executor.worker.runner
-    spent: dict[str, float] = defaultdict(float)
-    stack: list[float] = []
-
-    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            stack.append(0.0)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                elapsed = time.perf_counter() - started
-                spent[name] += elapsed - stack.pop()
-                if stack:
-                    stack[-1] += elapsed
-
-        return timed
-
-    places = [
-        (engine.scheduler, "schedule", "schedule"),
-        (engine.scheduler, "update", "schedule"),
-        (engine.output_processor, "process", "outputs"),
-        (runner, "_make_batch", "build batch"),
-        (runner, "_apply_changes", "build batch"),
-        (runner, "collect", "collect tokens"),
-        (runner.model, "forward", "model, rest"),
-        (runner.model, "compute_logits", "logits"),
-        (runner.sampler, "sample", "sampler"),
-    ]
-    for owner, attribute, name in places:
-        setattr(owner, attribute, wrap(name, getattr(owner, attribute)))
-    call = dispatch.Op.__call__
-    dispatch.Op.__call__ = lambda op, *args, **kwargs: wrap(f"op {op.name}", call)(op, *args, **kwargs)  # type: ignore[method-assign]
-    try:
-        yield spent
-    finally:
-        dispatch.Op.__call__ = call  # type: ignore[method-assign]
-        for owner, attribute, _ in places:
-            delattr(owner, attribute)
 
 
 def main() -> None:
@@ -230,11 +142,8 @@ def main() -> None:
     taco = Taco(model, args.dtype, {})
     engines: list[Any] = [taco] if args.no_peer else [taco, Transformers(model, args.dtype)]
     prompts = make_prompts(taco.llm.get_tokenizer())
-    net = taco.llm.llm_engine._executor.worker.model
-    config = taco.llm.llm_engine.model_config.hf_text_config
-    head_params = config.vocab_size * config.hidden_size
+    body, head = num_parameters(taco.llm.llm_engine._executor.worker.model)
     dtype = getattr(torch, args.dtype)
-    num_params = sum(entry_size(entry) for entry in net.weight_entries())
     bandwidth, peak = machine_limits(dtype)
     print(
         f"{platform.processor() or platform.machine()}, {args.threads} threads, {date.today()}; taco {__version__}, "
@@ -254,7 +163,7 @@ def main() -> None:
                 if workload == "W1":
                     first[engine.name].append(engine.run(rows, 1, workload))
                 times[engine.name].append(engine.run(rows, NEW_TOKENS[workload], workload))
-        bound = limit(workload, rows, num_params, head_params, dtype.itemsize, (bandwidth, peak))
+        bound = limit(workload, rows, body, head, dtype.itemsize, (bandwidth, peak))
         figures = {}
         for engine in engines:
             first_s = statistics.median(first[engine.name]) if workload == "W1" else 0.0
@@ -278,17 +187,10 @@ def main() -> None:
         )
         results[workload] = {"limit": bound, "tokens_per_s": figures, "parts_s": dict(parts)}
     if args.json:
-        head = {"date": str(date.today()), "taco": __version__, "torch": torch.__version__, "threads": args.threads}
-        head |= {"transformers": transformers.__version__, "model": Path(model).name, "dtype": args.dtype}
-        head |= {"memory_bytes_per_s": bandwidth, "products_per_s": peak, "load_s": {e.name: e.load_s for e in engines}}
-        args.json.write_text(json.dumps(head | {"workloads": results}, indent=1) + "\n")
-
-
-def entry_size(entry: Any) -> int:
-    size = 1
-    for length in entry.shape:
-        size *= length
-    return size
+        header = versions() | {"threads": args.threads, "model": Path(model).name, "dtype": args.dtype}
+        header |= {"memory_bytes_per_s": bandwidth, "products_per_s": peak}
+        header |= {"load_s": {engine.name: engine.load_s for engine in engines}}
+        args.json.write_text(json.dumps(header | {"workloads": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

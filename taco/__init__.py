@@ -15,29 +15,61 @@ if TYPE_CHECKING:
     from taco.engine.llm_engine import LLMEngine
     from taco.entrypoints.llm import LLM
     from taco.inputs import PromptType, TextPrompt, TokensPrompt
-    from taco.outputs import CompletionOutput, RequestOutput
+    from taco.outputs import (
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        PoolingOutput,
+        PoolingRequestOutput,
+        RequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
+    from taco.pooling_params import PoolerConfig, PoolingParams
     from taco.sampling_params import SamplingParams
 
 _HOMES = {
+    "ClassificationOutput": "taco.outputs",
+    "ClassificationRequestOutput": "taco.outputs",
     "CompletionOutput": "taco.outputs",
+    "EmbeddingOutput": "taco.outputs",
+    "EmbeddingRequestOutput": "taco.outputs",
     "EngineArgs": "taco.engine.arg_utils",
     "LLM": "taco.entrypoints.llm",
     "LLMEngine": "taco.engine.llm_engine",
+    "PoolerConfig": "taco.pooling_params",
+    "PoolingOutput": "taco.outputs",
+    "PoolingParams": "taco.pooling_params",
+    "PoolingRequestOutput": "taco.outputs",
     "PromptType": "taco.inputs",
     "RequestOutput": "taco.outputs",
     "SamplingParams": "taco.sampling_params",
+    "ScoringOutput": "taco.outputs",
+    "ScoringRequestOutput": "taco.outputs",
     "TextPrompt": "taco.inputs",
     "TokensPrompt": "taco.inputs",
 }
 
 __all__ = [
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineArgs",
     "LLM",
     "LLMEngine",
+    "PoolerConfig",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "PromptType",
     "RequestOutput",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "TextPrompt",
     "TokensPrompt",
     "__version__",

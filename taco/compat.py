@@ -30,6 +30,7 @@ class Behaviour:
         echo_text_of_token_prompts: `RequestOutput.prompt` is the text given beside token ids, instead of None.
         logprobs_after_processing: log-probabilities are those of the distribution drawn from (after penalties,
             temperature, top-k, top-p, ...; prompt tokens: after temperature and filters) instead of the model's own.
+            It decides the default of `logprobs_mode`. Where it is False, prompts are raw in "processed" modes too.
         rank_counts_ties: the rank of a token is the number of tokens at least as likely, instead of one more than the
             number of more likely ones.
         decoded_token_in_context: `Logprob.decoded_token` is what the token adds to the text, so that the parts join
@@ -38,6 +39,8 @@ class Behaviour:
         stop_string_order: of several stop strings in new text, the first in the "list" or the one "earliest" complete.
         beam_score_includes_prompt: the length in a beam's score counts the prompt, without the end-of-sequence token;
             otherwise the generated tokens, with it.
+        beam_text_keeps_special_tokens: texts of `LLM.beam_search` show special tokens, whatever the parameters say.
+        beam_logprobs_have_text: log-probabilities of `LLM.beam_search` have the texts of the tokens.
     """
 
     use_generation_config_defaults: bool
@@ -53,6 +56,8 @@ class Behaviour:
     checks_stop_token_ids: bool
     stop_string_order: Literal["list", "earliest"]
     beam_score_includes_prompt: bool
+    beam_text_keeps_special_tokens: bool
+    beam_logprobs_have_text: bool
 
 
 V0_6 = Behaviour(
@@ -69,6 +74,8 @@ V0_6 = Behaviour(
     checks_stop_token_ids=False,
     stop_string_order="list",
     beam_score_includes_prompt=True,
+    beam_text_keeps_special_tokens=True,
+    beam_logprobs_have_text=True,
 )
 
 V0_33 = Behaviour(
@@ -85,19 +92,23 @@ V0_33 = Behaviour(
     checks_stop_token_ids=True,
     stop_string_order="earliest",
     beam_score_includes_prompt=False,
+    beam_text_keeps_special_tokens=False,
+    beam_logprobs_have_text=False,
 )
 
 DEFAULT_VERSION = "0.6"
 _PRESETS = {"0.6": V0_6, "0.33": V0_33}
+_default_version = DEFAULT_VERSION
 
 
-def behaviour_for(version: str = DEFAULT_VERSION) -> Behaviour:
-    """The preset of a vLLM version such as "0.6", "0.6.6.post1" or "0.33.0".
+def behaviour_for(version: str | None = None) -> Behaviour:
+    """The preset of a vLLM version such as "0.6", "0.6.6.post1" or "0.33.0"; of the default version for None.
 
     Raises:
         TacoValidationError: there is no preset for it.
     """
-    series = ".".join(str(version).split(".")[:2])
+    version = _default_version if version is None else str(version)
+    series = ".".join(version.split(".")[:2])
     if series not in _PRESETS:
         raise TacoValidationError(
             f"There is no behaviour for version {version!r}; choose one of {list(_PRESETS)}.",
@@ -105,3 +116,14 @@ def behaviour_for(version: str = DEFAULT_VERSION) -> Behaviour:
             value=version,
         )
     return _PRESETS[series]
+
+
+def set_default_version(version: str = DEFAULT_VERSION) -> None:
+    """Sets the version that holds in this process where none is given: the one that a program believes to import.
+
+    Raises:
+        TacoValidationError: there is no preset for it.
+    """
+    global _default_version
+    behaviour_for(version)
+    _default_version = version

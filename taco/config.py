@@ -33,6 +33,55 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolerSettings:
+    """How a pooling model makes its results; the caller's `PoolerConfig`, completed from the files of the model.
+
+    Args:
+        tasks: pooling tasks that the model can do; the first is the one it is for.
+        seq_pooling_type: "CLS", "LAST" or "MEAN", for one vector a text.
+        tok_pooling_type: "ALL" or "STEP", for one vector a token.
+        use_activation: whether results are normalised or turned into probabilities unless a request says otherwise.
+        activation: what makes probabilities of logits: "softmax", "sigmoid" or "identity".
+        dimensions: see `taco.pooling_params.PoolingParams`.
+        matryoshka_dimensions: allowed `dimensions`: None for none, empty for all up to the size of the embeddings.
+        embedding_size: numbers of an embedding; None where folders in `projections` decide it.
+        logit_mean, logit_sigma: logits become (logit - mean) / sigma before the activation.
+        step_tag_id, returned_token_ids: see `PoolingParams`.
+        projections: folders of the linear layers of sentence-transformers that embeddings pass through, in order.
+        prompts: texts to put before others, by their name.
+        include_prompt: whether the tokens of such a text are pooled.
+        lower_case: whether texts are lowered before they are tokenised.
+    """
+
+    tasks: tuple[str, ...]
+    seq_pooling_type: str
+    tok_pooling_type: str = "ALL"
+    use_activation: bool = True
+    activation: Literal["softmax", "sigmoid", "identity"] = "softmax"
+    dimensions: int | None = None
+    matryoshka_dimensions: tuple[int, ...] | None = None
+    embedding_size: int | None = None
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
+    step_tag_id: int | None = None
+    returned_token_ids: tuple[int, ...] | None = None
+    projections: tuple[str, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    include_prompt: bool = True
+    lower_case: bool = False
+
+    @property
+    def task(self) -> str:
+        """What the model is for."""
+        return self.tasks[0]
+
+    @property
+    def pooling_type(self) -> str:
+        """The type of the task that the model is for."""
+        return self.tok_pooling_type if self.task.startswith("token_") else self.seq_pooling_type
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The model, its numbers and its tokenizer.
 
@@ -60,6 +109,9 @@ class ModelConfig:
         enforce_eager: do not capture CUDA graphs.
         max_seq_len_to_capture: longest sequence that a captured CUDA graph covers.
         use_async_output_proc: plan a step while the previous one runs.
+        task: "generate", or for pooling models "embed", "classify", "score" (one class: pairs of texts) or "reward".
+        is_encoder: whether tokens also see those after them, so that nothing is cached.
+        pooler_config: how a pooling model pools; None for a model that generates.
     """
 
     model: str
@@ -90,14 +142,27 @@ class ModelConfig:
     enforce_eager: bool = False
     max_seq_len_to_capture: int = 8192
     use_async_output_proc: bool = True
+    task: Literal["generate", "embed", "classify", "score", "reward"] = "generate"
+    is_encoder: bool = False
+    pooler_config: PoolerSettings | None = None
 
     # What client code asks of any model, and what holds for every model of this version.
-    task: ClassVar[str] = "generate"
-    runner_type: ClassVar[str] = "generate"
-    supported_runner_types: ClassVar[frozenset[str]] = frozenset({"generate"})
     is_multimodal_model: ClassVar[bool] = False
     is_encoder_decoder: ClassVar[bool] = False
-    is_cross_encoder: ClassVar[bool] = False
+
+    @property
+    def runner_type(self) -> str:
+        """What its requests end in: "generate" or "pooling"."""
+        return "generate" if self.pooler_config is None else "pooling"
+
+    @property
+    def supported_runner_types(self) -> frozenset[str]:
+        return frozenset({self.runner_type})
+
+    @property
+    def is_cross_encoder(self) -> bool:
+        """Whether the model scores pairs of texts."""
+        return self.task == "score"
 
     @property
     def torch_dtype(self) -> torch.dtype:

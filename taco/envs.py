@@ -96,7 +96,8 @@ def check_vllm_variables() -> None:
     for name, value in sorted(os.environ.items()):
         if name in _NOT_BUILT and value.strip().lower() not in ("", "0", "false"):
             raise UnsupportedFeatureError(
-                f"The environment variable {name}={value!r} asks for {_NOT_BUILT[name]}, which is not supported; unset it.",
+                f"The environment variable {name}={value!r} asks for {_NOT_BUILT[name]}, which this version of taco "
+                "does not have; unset it.",
                 parameter=name,
                 value=value,
             )

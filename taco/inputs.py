@@ -96,12 +96,16 @@ class ParsedPrompt:
         token_ids: the tokens; a list of Python ints that nobody else holds.
         cache_salt: separates its prefix-cache entries from those of other salts.
         prompt_text_echo: text that came with the prompt: `text` itself, or the `prompt` given beside token ids.
+        text_pair: a second text, for pooling models that compare two.
+        token_type_ids: which of the two each token belongs to; None for the first.
     """
 
     text: str | None
     token_ids: list[int] | None
     cache_salt: str | None = None
     prompt_text_echo: str | None = None
+    text_pair: str | None = None
+    token_type_ids: list[int] | None = None
 
 
 def split_prompts(prompts: object) -> list[object]:
@@ -168,7 +172,8 @@ def _parse_dict(prompt: Mapping[Any, Any]) -> ParsedPrompt:
     keys = prompt.keys()
     if unknown := keys - _KNOWN_KEYS:
         raise TacoPromptTypeError(
-            f"Prompt dictionary has unknown key(s) {sorted(map(repr, unknown))}; known are {list(_SUPPORTED_KEYS)}.",
+            f"Prompt dictionary has unknown key(s) {', '.join(sorted(map(repr, unknown)))}; known are "
+            f"{list(_SUPPORTED_KEYS)}.",
             parameter="prompt",
             value=prompt,
         )

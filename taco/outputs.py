@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from taco.errors import TacoValidationError
 from taco.logprobs import FlatLogprobs, LogprobsOnePosition, PromptLogprobs, SampleLogprobs
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from taco.lora_request import LoRARequest
+
+T = TypeVar("T")
 
 
 @dataclass(repr=False)
@@ -278,3 +283,183 @@ class BeamSearchOutput:
     """The sequences found for one prompt, best first."""
 
     sequences: list[BeamSearchSequence]
+
+
+# Pooling models
+
+
+@dataclass(repr=False, eq=False)
+class PoolingOutput:
+    """What a pooling model made of a prompt.
+
+    Args:
+        data: float32 on the CPU: [num_dimensions] for embeddings, [num_classes] for classes, [num_tokens, ...] where
+            each token has its own.
+    """
+
+    data: torch.Tensor
+
+    @property
+    def embedding(self) -> list[float]:
+        """`data` as a list; deprecated, use `data`, or `LLM.embed`."""
+        warnings.warn("PoolingOutput.embedding is deprecated; use its data.", DeprecationWarning, stacklevel=2)
+        numbers: list[float] = self.data.tolist()
+        return numbers
+
+    def __repr__(self) -> str:
+        return f"PoolingOutput(data={self.data})"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PoolingOutput)
+            and self.data.shape == other.data.shape
+            and bool((self.data == other.data).all())
+        )
+
+
+class PoolingRequestOutput(Generic[T]):
+    """What has become of one request to a pooling model.
+
+    Args:
+        request_id: the id of the request, as text.
+        outputs: the result; None for a request with an `error`.
+        prompt_token_ids: the prompt's tokens.
+        finished: always True.
+        num_cached_tokens: prompt tokens found in the prefix cache. vLLM 0.33 has it before `finished`; positional
+            arguments in that order are recognised by their types.
+        error: why the request could not be run, if `on_error="return"` was asked for.
+        late_chunking: always None.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        outputs: T,
+        prompt_token_ids: list[int],
+        finished: bool,
+        num_cached_tokens: int = 0,
+        *,
+        error: str | None = None,
+        late_chunking: None = None,
+    ) -> None:
+        if isinstance(num_cached_tokens, bool):
+            finished, num_cached_tokens = num_cached_tokens, finished
+        self.request_id = request_id
+        self.outputs = outputs
+        self.prompt_token_ids = prompt_token_ids
+        self.finished = finished
+        self.num_cached_tokens = num_cached_tokens
+        self.error = error
+        self.late_chunking = late_chunking
+
+    def __repr__(self) -> str:
+        error = "" if self.error is None else f", error={self.error!r}"
+        return (
+            f"{type(self).__name__}(request_id={self.request_id!r}, outputs={self.outputs!r}, "
+            f"prompt_token_ids={self.prompt_token_ids}, num_cached_tokens={self.num_cached_tokens}, "
+            f"finished={self.finished}{error})"
+        )
+
+
+def _wrapped(output_type: Any, request_output_type: Any, base: PoolingRequestOutput[PoolingOutput]) -> Any:
+    return request_output_type(
+        base.request_id,
+        None if base.error is not None else output_type.from_base(base.outputs),
+        base.prompt_token_ids,
+        base.finished,
+        base.num_cached_tokens,
+        error=base.error,
+    )
+
+
+def _require_dimensions(data: torch.Tensor, num_dimensions: int, what: str) -> torch.Tensor:
+    if data.ndim != num_dimensions:
+        raise TacoValidationError(f"pooled_data should be a {what}, but it has the shape {tuple(data.shape)}.")
+    return data
+
+
+@dataclass(repr=False)
+class EmbeddingOutput:
+    """The embedding of a prompt: a list of floats."""
+
+    embedding: list[float]
+
+    @staticmethod
+    def from_base(pooling_output: PoolingOutput) -> EmbeddingOutput:
+        """Raises TacoValidationError if the data are not one vector."""
+        return EmbeddingOutput(_require_dimensions(pooling_output.data, 1, "1-D embedding vector").tolist())
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+    def __repr__(self) -> str:
+        return f"EmbeddingOutput(hidden_size={self.hidden_size})"
+
+
+class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
+    """What `LLM.embed` returns for a prompt; see `PoolingRequestOutput`."""
+
+    @staticmethod
+    def from_base(request_output: PoolingRequestOutput[PoolingOutput]) -> EmbeddingRequestOutput:
+        output: EmbeddingRequestOutput = _wrapped(EmbeddingOutput, EmbeddingRequestOutput, request_output)
+        return output
+
+
+@dataclass(repr=False)
+class ClassificationOutput:
+    """The probabilities of the classes of a prompt."""
+
+    probs: list[float]
+
+    @staticmethod
+    def from_base(pooling_output: PoolingOutput) -> ClassificationOutput:
+        """Raises TacoValidationError if the data are not one vector."""
+        return ClassificationOutput(_require_dimensions(pooling_output.data, 1, "1-D probability vector").tolist())
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.probs)
+
+    def __repr__(self) -> str:
+        return f"ClassificationOutput(num_classes={self.num_classes})"
+
+
+class ClassificationRequestOutput(PoolingRequestOutput[ClassificationOutput]):
+    """What `LLM.classify` returns for a prompt; see `PoolingRequestOutput`."""
+
+    @staticmethod
+    def from_base(request_output: PoolingRequestOutput[PoolingOutput]) -> ClassificationRequestOutput:
+        kind = ClassificationRequestOutput
+        output: ClassificationRequestOutput = _wrapped(ClassificationOutput, kind, request_output)
+        return output
+
+
+@dataclass(repr=False)
+class ScoringOutput:
+    """How well two texts go together."""
+
+    score: float
+
+    @staticmethod
+    def from_base(pooling_output: PoolingOutput) -> ScoringOutput:
+        """Raises TacoValidationError if the data are not a single number."""
+        return ScoringOutput(float(_require_dimensions(pooling_output.data.squeeze(), 0, "scalar score")))
+
+    @property
+    def embedding(self) -> list[float]:
+        """The score in a list; deprecated, use `score`."""
+        warnings.warn("ScoringOutput.embedding is deprecated; use its score.", DeprecationWarning, stacklevel=2)
+        return [self.score]
+
+    def __repr__(self) -> str:
+        return f"ScoringOutput(score={self.score})"
+
+
+class ScoringRequestOutput(PoolingRequestOutput[ScoringOutput]):
+    """What `LLM.score` returns for a pair; see `PoolingRequestOutput`."""
+
+    @staticmethod
+    def from_base(request_output: PoolingRequestOutput[PoolingOutput]) -> ScoringRequestOutput:
+        output: ScoringRequestOutput = _wrapped(ScoringOutput, ScoringRequestOutput, request_output)
+        return output

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from taco.plan import LogprobRows
+    import numpy as np
+
+    from taco.plan import Candidates, LogprobRows
     from taco.sampling_params import SamplingParams
 
 
@@ -47,7 +50,8 @@ class Request:
     Args:
         request_id: unique among unfinished requests.
         prompt_token_ids: the prompt; not empty.
-        params: a private, normalised copy of the caller's parameters (`max_tokens` and `stop_token_ids` filled in).
+        params: a private, normalised copy of the caller's parameters (`max_tokens` and `stop_token_ids` filled in). For
+            pooling models they are `PoolingParams`, which have the attributes that the scheduler reads.
         max_total_tokens: the sequence ends with "length" when prompt and output together reach this many tokens.
         eos_token_id: the tokenizer's end of sequence, or None where it must not stop the request (`ignore_eos`).
         stop_token_ids: further ids that end the sequence, `params.stop_token_ids` and the model's secondary EOS ids.
@@ -55,6 +59,11 @@ class Request:
         priority: smaller runs earlier under the "priority" policy.
         arrival_time: seconds since the epoch.
         cache_salt: separates its prefix-cache entries from those of other salts.
+        token_type_ids: which of two texts each token belongs to, for models that are told; None for the first.
+        accumulates: the worker gathers something over all tokens of the prompt, which is lost when the request loses
+            its row; so it then starts again from its first token.
+        num_candidates: 0, or how many of the most likely next tokens are reported in place of drawing one. The request
+            is then *held* from step to step: it goes on when `Scheduler.proceed` gives it the token chosen outside.
     """
 
     request_id: str
@@ -67,6 +76,9 @@ class Request:
     priority: int = 0
     arrival_time: float = 0.0
     cache_salt: str | None = None
+    token_type_ids: list[int] | None = None
+    accumulates: bool = False
+    num_candidates: int = 0
 
     # Progress, written by the scheduler and the block manager alone.
     status: RequestStatus = RequestStatus.WAITING
@@ -83,11 +95,25 @@ class Request:
     block_hashes: list[bytes] = field(default_factory=list)  # chain hashes of the full blocks hashed so far
     num_committed_blocks: int = 0  # leading blocks that are entered in the prefix index
     num_prompt_logprobs: int = 0  # leading prompt tokens whose log-probabilities have been handed on
+    num_sent_tokens: int = 0  # tokens the worker was told when the request got its row, and those given since
+    is_held: bool = False
     first_scheduled_time: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             self.token_ids = list(self.prompt_token_ids)
+
+    def fork(self, request_id: str) -> Request:
+        """A request with the same prompt, parameters and tokens, of which nothing is computed yet."""
+        request = copy.copy(self)
+        request.request_id = request_id
+        request.status = RequestStatus.PREEMPTED
+        request.token_ids = self.token_ids.copy()
+        request.block_hashes = self.block_hashes.copy()
+        request.block_ids, request.host_block_ids, request.row = [], {}, -1
+        request.num_computed_tokens = request.num_committed_blocks = 0
+        request.num_sent_tokens = request.num_preemptions = 0
+        return request
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -117,6 +143,10 @@ class RequestUpdate:
         prompt_logprobs: log-probabilities of further prompt tokens, in order, none twice; the first row is that of
             prompt token `prompt_logprobs_start`.
         prompt_logprobs_start: see there.
+        prompt_token_id_logprobs: index of a prompt token, and float32 [M, num_ids], the log-probabilities of
+            `prompt_logprob_token_ids` in the places of that token and those after it; some may come twice.
+        pooled: result of a pooling model, float32; the request has finished.
+        candidates: of a request that is held now.
     """
 
     request: Request
@@ -124,3 +154,6 @@ class RequestUpdate:
     logprobs: LogprobRows | None = None
     prompt_logprobs: LogprobRows | None = None
     prompt_logprobs_start: int = 0
+    prompt_token_id_logprobs: tuple[int, np.ndarray] | None = None
+    pooled: np.ndarray | None = None
+    candidates: Candidates | None = None

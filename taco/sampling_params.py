@@ -7,6 +7,7 @@ and `no_repeat_ngram_size` of TACO-LLM.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import numbers
 import operator
@@ -263,10 +264,13 @@ class SamplingParams(_WithStructFields):
         prompt_logprobs: the same for the tokens of the prompt. Default None.
         logprob_token_ids: log-probabilities of exactly these tokens, at most 128; if logprobs is given too it must be
             their number. Default None.
-        prompt_logprob_token_ids: integers [num_rows, num_ids], kept as int64: the tokens whose log-probabilities are
-            returned for each scored prompt position; -1 pads a row. One row for each token that follows prompt
-            position `prompt_logprob_start`: num_rows = len(prompt) - 1 - prompt_logprob_start. Default None.
-        prompt_logprob_start: first scored position, >= 0; needs prompt_logprob_token_ids. Default None = 0.
+        prompt_logprob_token_ids: integers [num_rows, num_ids] (or lists, which are padded), kept as int64: row i names
+            the tokens to score in the place of prompt token prompt_logprob_start + i + 1; -1 pads a row. There are
+            len(prompt) - 1 - prompt_logprob_start rows. The result is `RequestOutput.prompt_token_id_logprobs`: the
+            model's own log-probabilities, whatever temperature and filters are. Default None.
+        prompt_logprob_start: prompt token before the first that is scored, >= 0; only what stands before it may come
+            from the prefix cache. Needs prompt_logprob_token_ids, and does not shorten prompt_logprobs. Default
+            None = 0.
         flat_logprobs: return `FlatLogprobs` in place of lists of dicts. Default False.
 
     Text and outputs:
@@ -278,21 +282,30 @@ class SamplingParams(_WithStructFields):
         stream_interval: tokens between two such outputs, >= 1. Default None = the engine's.
 
     Beam search inside sampling (TACO-LLM):
-        use_beam_search: needs best_of (or n) > 1, temperature 0, top_p 1, top_k and min_p off. Default False.
-        length_penalty: exponent of the length in a beam's score; 1.0 without beam search. Default 1.0.
-        early_stopping: True, False or "never"; False without beam search. Default False.
+        use_beam_search: search for the likeliest sequences, instead of drawing them; `best_of` (or n) > 1 is the beam
+            width. Needs temperature 0, top_p 1, top_k and min_p off. There is one output, at the end. Default False.
+        length_penalty: a sequence's score is its log-probability over its length to this power; 1.0 without beam
+            search. Default 1.0.
+        early_stopping: when to stop, once `best_of` sequences have ended. True: at once; False: when no unfinished one
+            scores better than the worst of them; "never": when none can become better. False without beam search.
+            Default False.
 
     Engine:
         skip_reading_prefix_cache: compute the prompt even where it is cached. Default None = where prompt
             log-probabilities need it.
         skip_clone: `clone` shares containers with this object. Default False.
-        extra_args: arguments of custom batch processors, {str: JSON-like value}. Default None.
-        routed_experts_prompt_start: first prompt token whose expert routing is returned, >= 0. Default 0.
-        trace_decode_token_ids: tokens to decode instead of sampled ones, for tracing. Default None.
+        extra_args: arguments of the engine's custom logits processors, {str: JSON-like value}; nothing else reads them.
+            Default None.
+        routed_experts_prompt_start: first prompt token whose expert routing is returned, >= 0; without effect, as
+            no routing is returned without enable_return_routed_experts. Default 0.
+        trace_decode_token_ids: tokens to follow instead of sampled ones; log-probabilities are those of the model for
+            them. Nothing but their end, max_tokens and the context ends the sequence: eos, stop, stop_token_ids and
+            min_tokens do not count. Needs n = 1; not with bad_words, guided decoding, repetition_detection or
+            thinking_token_budget. Default None.
 
     Kept by the engine, not meant to be given: `_real_n`, `output_text_buffer_length` (characters held back while a stop
     text may be in the making), `_all_stop_token_ids` (what `min_tokens` masks), `_eos_token_id`,
-    `_bad_words_token_ids`, `_watermarking_skipped`.
+    `_bad_words_token_ids`, `_watermarking_skipped`, `_beam_search_params` (of `LLM.beam_search`).
     """
 
     # vLLM 0.6, in its positional order
@@ -340,6 +353,7 @@ class SamplingParams(_WithStructFields):
     structured_outputs: StructuredOutputsParams | None = None
     extra_args: dict[str, Any] | None = None
     _bad_words_token_ids: list[list[int]] | None = None
+    _beam_search_params: BeamSearchParams | None = None
     skip_reading_prefix_cache: bool | None = None
     thinking_token_budget: int | None = None
     repetition_detection: RepetitionDetectionParams | None = None
@@ -530,6 +544,13 @@ class SamplingParams(_WithStructFields):
                 parameter="prompt_logprob_start",
                 value=self.prompt_logprob_start,
             )
+        if self.trace_decode_token_ids is not None:
+            _require(len(self.trace_decode_token_ids) > 0, "trace_decode_token_ids", [], "must not be empty")
+            with_trace = "with trace_decode_token_ids"
+            _require(self.n == 1, "n", self.n, f"must be 1 {with_trace}")
+            for name in _NOT_WITH_TRACE:
+                value = getattr(self, name)
+                _require(value is None or value == [], name, value, f"cannot be used {with_trace}")
         if self.use_beam_search:
             with_beams = "when using beam search"
             _require(self.n > 1, "best_of", self.n, f"must be greater than 1 {with_beams}")
@@ -545,7 +566,9 @@ class SamplingParams(_WithStructFields):
     def validate_supported(self) -> None:
         """Raises UnsupportedFeatureError if a field asks for something that this version of taco cannot do."""
         if self.use_beam_search:
-            self._refuse("use_beam_search", "beam search")
+            for name in _NOT_WITH_BEAM_SEARCH:
+                if getattr(self, name) is not None:
+                    self._refuse(name, "it in beam search (use_beam_search)")
         if self.guided_decoding is not None:
             self._refuse("guided_decoding", "guided decoding")
         if self.structured_outputs is not None:
@@ -554,12 +577,6 @@ class SamplingParams(_WithStructFields):
             self._refuse("watermarking", "watermarking")
         if self.thinking_token_budget is not None:
             self._refuse("thinking_token_budget", "a token budget for reasoning")
-        if self.routed_experts_prompt_start != 0:
-            self._refuse("routed_experts_prompt_start", "the return of routed experts")
-        if self.trace_decode_token_ids is not None:
-            self._refuse("trace_decode_token_ids", "decoding of given tokens")
-        if self.extra_args:
-            self._refuse("extra_args", "custom batch logits processors")
 
     def _refuse(self, name: str, feature: str) -> None:
         raise UnsupportedFeatureError(
@@ -567,6 +584,17 @@ class SamplingParams(_WithStructFields):
             parameter=name,
             value=getattr(self, name),
         )
+
+    def follow_trace(self) -> None:
+        """Lets `trace_decode_token_ids` alone decide when the sequence ends, in place; use it on a copy."""
+        assert self.trace_decode_token_ids is not None
+        length = len(self.trace_decode_token_ids)
+        self.max_tokens = length if self.max_tokens is None else min(length, self.max_tokens)
+        self.min_tokens = 0
+        self.ignore_eos = True
+        self.stop, self.stop_token_ids = [], []
+        self._all_stop_token_ids = set()
+        self.output_text_buffer_length = 0
 
     @staticmethod
     def from_optional(**fields: Any) -> SamplingParams:
@@ -634,6 +662,13 @@ class SamplingParams(_WithStructFields):
         if self.logprobs is not None:
             return self.logprobs
         return len(self.logprob_token_ids) if self.logprob_token_ids else None
+
+    @property
+    def first_scored_position(self) -> int | None:
+        """First prompt position whose logits are needed, which score the token after it; None if none are."""
+        if self.prompt_logprobs is not None:
+            return 0
+        return None if self.prompt_logprob_token_ids is None else self.prompt_logprob_start or 0
 
     def clone(self) -> SamplingParams:
         """A copy that can be changed freely.
@@ -703,6 +738,9 @@ def _as_logit_bias(value: Any) -> dict[int, float]:
 
 
 def _as_score_ids(value: Any) -> np.ndarray:
+    if isinstance(value, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in value):
+        width = max(map(len, value), default=0)
+        value = [[*row, *[-1] * (width - len(row))] for row in value]
     try:
         ids = np.asarray(value)
     except ValueError:  # rows of different lengths
@@ -710,11 +748,11 @@ def _as_score_ids(value: Any) -> np.ndarray:
     if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise ParameterTypeError(
             "prompt_logprob_token_ids must be a non-empty integer array of shape [num_rows, num_ids] "
-            "(pad shorter rows with -1).",
+            "(-1 pads a row), or a list of lists of integers.",
             parameter="prompt_logprob_token_ids",
             value=value,
         )
-    ids = ids.astype(np.int64, copy=False)
+    ids = ids.astype(np.int64, order="C")  # a copy, which the caller cannot change any more
     _require(bool((ids >= -1).all()), "prompt_logprob_token_ids", ids.min(), "must be token ids, or -1 as padding")
     return ids
 
@@ -777,6 +815,13 @@ _LEAST_VALUES = {
     "routed_experts_prompt_start": 0,
     "no_repeat_ngram_size": 0,
 }
+_NOT_WITH_TRACE = (
+    "bad_words",
+    "guided_decoding",
+    "structured_outputs",
+    "repetition_detection",
+    "thinking_token_budget",
+)
 _NONE_IS_DEFAULT = (
     "n",
     "temperature",
@@ -787,6 +832,7 @@ _NONE_IS_DEFAULT = (
     "frequency_penalty",
     "repetition_penalty",
 )
+_NOT_WITH_BEAM_SEARCH = ("logprob_token_ids", "repetition_detection")
 _CONTAINER_FIELDS = (
     "stop",
     "stop_token_ids",
@@ -830,6 +876,15 @@ _REPR_IF_CHANGED = {
     if not name.startswith("_") and name not in (*_REPR_FIELDS, "output_text_buffer_length")
 }
 
+# What `inspect` shows: the names, as client code filters its options by them.
+SamplingParams.from_optional.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=getattr(SamplingParams, name))
+        for name in SamplingParams.__struct_fields__
+        if not name.startswith("_") and name != "output_text_buffer_length"
+    ]
+)
+
 
 @dataclass
 class BeamSearchParams(_WithStructFields):
@@ -839,11 +894,13 @@ class BeamSearchParams(_WithStructFields):
         beam_width: sequences kept at each step and returned, 1 to 16384.
         max_tokens: most tokens generated, >= 1.
         ignore_eos: sequences go on after the end-of-sequence token.
-        temperature: divides the logits, >= 0; 0 counts as 1.
-        length_penalty: a sequence's score is its log-probability over its length to this power.
-        include_stop_str_in_output: keep the stop text.
+        temperature: divides the logits, >= 0; 0 counts as 1. Without effect where log-probabilities are those before
+            it (`logprobs_mode`).
+        length_penalty: a sequence's score is its log-probability over its length to this power. The length is that of
+            prompt and output in vLLM 0.6, less an end-of-sequence token, and that of the output in 0.33.
+        include_stop_str_in_output: without effect, as there are no stop texts.
         structured_outputs: constraint on the generated text.
-        skip_special_tokens: leave special tokens out of the text.
+        skip_special_tokens: leave special tokens out of the text; vLLM 0.6 never does.
         watermarking: marks the generated text.
         allowed_token_ids: only these tokens.
     """

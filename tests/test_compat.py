@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from taco.compat import V0_6, V0_33, Behaviour, behaviour_for
+from taco.compat import V0_6, V0_33, Behaviour, behaviour_for, set_default_version
 from taco.errors import TacoValidationError
 from taco.lora_request import LoRARequest
 
@@ -60,3 +60,16 @@ def test_the_old_name_of_the_lora_path_works_with_a_warning() -> None:
 def test_lora_requests_refuse_wrong_values_by_name(name: str, number: int, path: str, parameter: str) -> None:
     with pytest.raises(TacoValidationError, match=parameter):
         LoRARequest(name, number, path)
+
+
+def test_the_default_of_the_process_can_be_set_and_reset() -> None:
+    set_default_version("0.33.1")
+    try:
+        assert behaviour_for() is V0_33
+        assert behaviour_for("0.6") is V0_6
+        with pytest.raises(TacoValidationError, match="0.9"):
+            set_default_version("0.9")
+        assert behaviour_for() is V0_33
+    finally:
+        set_default_version()
+    assert behaviour_for() is V0_6

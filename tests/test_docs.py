@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from taco import vllm_alias
+
 ROOT = Path(__file__).parents[1]
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # not reachable from every machine: the packaged file stands in for it
 
 pytestmark = pytest.mark.real_model
+
+
+@pytest.fixture(autouse=True)
+def alias_ends_with_the_page():
+    yield
+    vllm_alias.uninstall()
 
 
 def snippets(page: str) -> list[str]:

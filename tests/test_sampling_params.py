@@ -22,6 +22,8 @@ from taco.sampling_params import (
     StructuredOutputsParams,
 )
 
+BEAMS: dict[str, Any] = {"use_beam_search": True, "n": 2, "temperature": 0}
+
 
 def processor(output_token_ids: list[int], logits: Any) -> Any:
     return logits
@@ -163,6 +165,26 @@ def test_normalisation() -> None:
     assert SamplingParams(stop="end", include_stop_str_in_output=True).output_text_buffer_length == 0
     assert SamplingParams(thinking_token_budget=-1).thinking_token_budget is None
     assert SamplingParams(logit_bias={1: 1000, 2: -math.inf, 3: 2}).logit_bias == {1: 100.0, 2: -100.0, 3: 2.0}
+
+
+def test_rows_of_token_ids_are_padded() -> None:
+    array = np.array([[-1, 1], [3, 2], [-1, -1]])[:, ::-1]
+    for value in ([[1], [2, 3], []], ((1, -1), [2, 3], (-1, -1)), array.astype(np.int32), array):
+        params = SamplingParams(prompt_logprob_token_ids=value)
+        assert isinstance(params.prompt_logprob_token_ids, np.ndarray)
+        assert params.prompt_logprob_token_ids.tolist() == [[1, -1], [2, 3], [-1, -1]]
+        assert params.prompt_logprob_token_ids.dtype == np.int64
+        assert params.prompt_logprob_token_ids.flags.c_contiguous
+    array[0] = 7
+    assert params.prompt_logprob_token_ids[0, 0] == 1
+
+
+def test_prompt_logprobs_need_the_logits_of_all_positions_and_given_tokens_those_from_their_start() -> None:
+    given: dict[str, Any] = {"prompt_logprob_token_ids": [[1]], "prompt_logprob_start": 4}
+    assert SamplingParams(logprobs=1).first_scored_position is None
+    assert SamplingParams(prompt_logprobs=0).first_scored_position == 0
+    assert SamplingParams(**given).first_scored_position == 4
+    assert SamplingParams(prompt_logprobs=0, **given).first_scored_position == 0
 
 
 def test_numpy_values_become_python_values() -> None:
@@ -321,10 +343,19 @@ def test_what_is_allowed_is_kept(fields: dict[str, Any]) -> None:
         ({"logprob_token_ids": list(range(129))}, "logprob_token_ids must have at most 128 ids"),
         ({"logprob_token_ids": [1, 2], "logprobs": 3}, r"must equal len\(logprob_token_ids\)=2"),
         ({"prompt_logprob_start": 1}, "prompt_logprob_start requires prompt_logprob_token_ids"),
-        ({"prompt_logprob_token_ids": [[1], [2, 3]]}, "must be a non-empty integer array"),
+        ({"prompt_logprob_token_ids": [[]]}, "must be a non-empty integer array"),
+        ({"prompt_logprob_token_ids": [[1], 2]}, "must be a non-empty integer array"),
         ({"prompt_logprob_token_ids": [1, 2]}, "must be a non-empty integer array"),
         ({"prompt_logprob_token_ids": [[0.5]]}, "must be a non-empty integer array"),
         ({"prompt_logprob_token_ids": [[-2]]}, "must be token ids, or -1"),
+        ({"trace_decode_token_ids": []}, "trace_decode_token_ids must not be empty"),
+        ({"trace_decode_token_ids": [1], "n": 2}, "n must be 1 with trace_decode_token_ids"),
+        ({"trace_decode_token_ids": [1], "best_of": 2}, "n must be 1 with trace_decode_token_ids"),
+        ({"trace_decode_token_ids": [1], "bad_words": ["a"]}, "bad_words cannot be used with trace_decode_token_ids"),
+        (
+            {"trace_decode_token_ids": [1], "thinking_token_budget": 0},
+            "thinking_token_budget cannot be used with trace",
+        ),
         ({"guided_decoding": {"regex": "a"}}, "guided_decoding must be a GuidedDecodingParams"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be at least 0"),
         ({"length_penalty": 2.0}, "length_penalty must be 1.0 when not using beam search"),
@@ -424,14 +455,12 @@ def test_repr_is_that_of_0_6_plus_what_was_changed() -> None:
 @pytest.mark.parametrize(
     ("fields", "name", "feature"),
     [
-        ({"use_beam_search": True, "n": 2, "temperature": 0}, "use_beam_search", "beam search"),
+        ({**BEAMS, "logprob_token_ids": [1]}, "logprob_token_ids", "beam search"),
+        ({**BEAMS, "repetition_detection": RepetitionDetectionParams(2, 1, 2)}, "repetition_detection", "beam search"),
         ({"guided_decoding": GuidedDecodingParams(regex="a")}, "guided_decoding", "guided decoding"),
         ({"structured_outputs": StructuredOutputsParams(regex="a")}, "structured_outputs", "guided decoding"),
         ({"watermarking": True}, "watermarking", "watermarking"),
         ({"thinking_token_budget": 0}, "thinking_token_budget", "reasoning"),
-        ({"routed_experts_prompt_start": 2}, "routed_experts_prompt_start", "routed experts"),
-        ({"trace_decode_token_ids": [1]}, "trace_decode_token_ids", "given tokens"),
-        ({"extra_args": {"a": 1}}, "extra_args", "custom batch logits processors"),
     ],
 )
 def test_what_does_not_exist_yet_is_refused_by_name(fields: dict[str, Any], name: str, feature: str) -> None:
@@ -443,10 +472,22 @@ def test_what_does_not_exist_yet_is_refused_by_name(fields: dict[str, Any], name
 def test_everything_else_is_supported() -> None:
     params = rich_params()
     params.guided_decoding = None
-    params.extra_args = {}
+    params.routed_experts_prompt_start = 2
     params.watermarking = False
     params.validate_supported()
     SamplingParams().validate_supported()
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 3), (2, 2), (9, 3)])
+def test_a_trace_alone_decides_when_the_sequence_ends(max_tokens: int | None, expected: int) -> None:
+    params = SamplingParams(
+        trace_decode_token_ids=[5, 6, 7], max_tokens=max_tokens, min_tokens=1, stop="end", stop_token_ids=[6]
+    )
+    params.follow_trace()
+    params.normalise()
+    params.update_from_generation_config({"eos_token_id": [1, 2]}, 1)
+    assert (params.max_tokens, params.min_tokens, params.stop, params.stop_token_ids) == (expected, 0, [], [])
+    assert params.eos_token_id is None and params.output_text_buffer_length == 0
 
 
 def test_guided_decoding_takes_at_most_one_constraint_and_structured_outputs_exactly_one() -> None:

@@ -41,7 +41,9 @@ from taco.config import (
     SchedulerConfig,
     TacoConfig,
 )
+from taco.engine.pooling_config import Task, resolve_pooler, resolve_task, scores_by_tokens
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.pooling_params import PoolerConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -252,6 +254,18 @@ class JsonObject(Rule):
             raise ValueError(f"is not valid JSON ({error})") from None
 
 
+@dataclass(frozen=True)
+class PoolerRule(JsonObject):
+    """A `PoolerConfig`, or its fields as a dict."""
+
+    def check_given(self, value: Any) -> PoolerConfig:
+        if isinstance(value, Mapping):
+            value = dict(value)
+        elif not hasattr(value, "pooling_type"):
+            raise ValueError("must be a PoolerConfig or a dict of its fields")
+        return PoolerConfig.from_mapping(value)
+
+
 def _same(value: object, known: object) -> bool:
     """Equality that keeps True and 1 apart."""
     return isinstance(value, bool) == isinstance(known, bool) and bool(value == known)
@@ -404,7 +418,11 @@ class EngineArgs:
         "Name of the model in logs and in what the commands print, instead of `model`; the first counts.",
     )
     tokenizer: str | None = implemented(None, OPTIONAL_TEXT, "Folder or hub id of the tokenizer, if not the model's.")
-    task: str = implemented("auto", OneOf(values=("auto", "generate")), "What the model is used for.")
+    task: str = implemented(
+        "auto",
+        OneOf(values=("auto", "generate", "embed", "embedding", "classify", "score", "reward")),
+        'What the model is used for: "auto" is what it is made for.',
+    )
     skip_tokenizer_init: bool = implemented(
         False, SWITCH, "Load no tokenizer: prompts must be token ids, and outputs have no text."
     )
@@ -579,7 +597,9 @@ class EngineArgs:
         'Order of requests: "fcfs", first come, first served; "priority", smallest priority number first.',
     )
     override_neuron_config: dict[str, Any] | None = not_built(None, "running on AWS Neuron")
-    override_pooler_config: Any = not_built(None, "pooling models")
+    override_pooler_config: Any = implemented(
+        None, PoolerRule(optional=True), "Old name of pooler_config; give one of them."
+    )
     compilation_config: Any = immaterial(None, EAGER)
     worker_cls: str = not_built("auto", "another worker class")
     kv_transfer_config: Any = not_built(None, "sending the KV cache to other engines")
@@ -595,8 +615,16 @@ class EngineArgs:
     return_sampling_mask: bool = not_built(False, "returning the sampling mask")
     model_weights: str = not_built("", "weights from another place than `model`")
     hf_config_path: str | None = not_built(None, "a config from another place than `model`")
-    runner: str = implemented("auto", OneOf(values=("auto", "generate")), "What the model is used for.")
-    convert: str = implemented("auto", OneOf(values=("auto", "none")), "How the model is adapted to another use.")
+    runner: str = implemented(
+        "auto",
+        OneOf(values=("auto", "generate", "pooling")),
+        'Whether the model generates or pools hidden states: "auto" is what it is made for. See `task`.',
+    )
+    convert: str = implemented(
+        "auto",
+        OneOf(values=("auto", "none", "embed", "classify")),
+        'What a model is used for that was made for something else; "none" and "auto" leave it to runner and task.',
+    )
     enable_prompt_embeds: bool = not_built(False, "prompts of embeddings")
     allowed_media_domains: list[str] | None = immaterial(None, NO_MEDIA)
     safetensors_load_strategy: str | None = immaterial(None, LOADER)
@@ -683,7 +711,7 @@ class EngineArgs:
         "temperature and filters. Unset: as compat_version says.",
     )
     use_fp64_gumbel: bool = not_built(False, "sampling in double precision")
-    enable_trace_replay: bool = not_built(False, "replaying traces")
+    enable_trace_replay: bool = immaterial(False, "requests with trace_decode_token_ids need nothing set up")
     aggregate_engine_logging: bool = immaterial(False, ONE_DEVICE)
     hf_token: bool | str | None = implemented(
         None, Token(optional=True), "Access token of the hub, or True for the stored one.", show=False
@@ -753,7 +781,11 @@ class EngineArgs:
     jit_monitor_verbose: bool = immaterial(False, "nothing is compiled while it runs")
     enable_mm_processor_stats: bool = not_built(False, "metrics of multimodal input")
     scheduler_cls: Any = not_built(None, "another scheduler class")
-    pooler_config: Any = not_built(None, "pooling models")
+    pooler_config: Any = implemented(
+        None,
+        PoolerRule(optional=True),
+        "How a pooling model pools, where that is not what its files say: a `PoolerConfig` or a dict of its fields.",
+    )
     attention_config: Any = not_built(None, "the choice of an attention backend")
     engram_config: Any = not_built(None, "models with engrams")
     mamba_config: Any = immaterial(None, NO_STATE_SPACE)
@@ -833,8 +865,10 @@ class EngineArgs:
     chat_template: str | None = implemented(
         None, OPTIONAL_TEXT, "Jinja template for chats, instead of the tokenizer's: a file or the text itself."
     )
-    compat_version: str = implemented(
-        "0.6", TEXT, 'Whose behaviour holds where versions of vLLM differ: "0.6" or "0.33".'
+    compat_version: str | None = implemented(
+        None,
+        OPTIONAL_TEXT,
+        'Whose behaviour holds where versions of vLLM differ: "0.6" or "0.33". Unset: that of the vllm alias, else "0.6".',
     )
 
     @classmethod
@@ -860,12 +894,16 @@ class EngineArgs:
             TacoValidationError: arguments are wrong; one error lists all of them. Arguments that depend on the model
                 are checked after the others.
         """
+        from taco.models.loader.sentence_transformers import read_sentence_transformers_files
         from taco.models.loader.source import load_generation_config
+        from taco.models.registry import find_architecture
 
         problems = _Problems()
         args = self._checked(problems)
         with problems.collecting():
             behaviour = behaviour_for(args.compat_version)
+        with problems.collecting():
+            envs.check_vllm_variables()
         with problems.collecting():
             device = resolve_device(args.device)
         with problems.collecting():
@@ -879,18 +917,38 @@ class EngineArgs:
 
         source, hf_config = args._find_model()
         text_config = hf_config.get_text_config()
+        architecture = find_architecture(text_config)
+        files = read_sentence_transformers_files(source.path) if source.kind == "hf" else None
+        task: Task = "generate"
+        pooler, is_encoder = None, False
+        if architecture is not None:  # else loading the model says so
+            given = args.pooler_config or args.override_pooler_config
+            with problems.collecting():
+                if tokens := scores_by_tokens(text_config):
+                    text_config.score_token_ids = args._token_ids(tokens, source)
+                task = resolve_task(args, text_config, architecture, files)
+                if task != "generate":
+                    pooler = resolve_pooler(given or PoolerConfig(), task, text_config, architecture, files)
+                elif given is not None:
+                    problems.add('pooler_config: the model is to generate text; pass task="embed", or drop it')
+                is_encoder = architecture.is_encoder
+                if is_encoder:
+                    args = for_encoder(args)
         with problems.collecting():
             check_quantization(hf_config, source, args.quantization)
         with problems.collecting():
             check_rope(text_config, args)
         with problems.collecting():
-            max_model_len = resolve_max_model_len(text_config, args)
+            trained_len = files.max_seq_length if files is not None and pooler is not None else None
+            max_model_len = resolve_max_model_len(text_config, args, trained_len)
             max_num_seqs, max_num_batched_tokens = resolve_batch_limits(args, max_model_len, device)
         with problems.collecting():
             own_generation_config = load_generation_config(source)
         problems.raise_all()
 
-        dtype = resolve_dtype(args.dtype, checkpoint_dtype(hf_config), text_config.model_type, device, behaviour)
+        dtype = resolve_dtype(
+            args.dtype, checkpoint_dtype(hf_config), text_config.model_type, device, behaviour, pools=pooler is not None
+        )
         # On a CPU the device work of a step runs in this thread, so there is nothing to overlap it with.
         use_async = _first_given(args.async_scheduling, device != "cpu" and not args.disable_async_output_proc)
         default_logprobs_mode = "processed_logprobs" if behaviour.logprobs_after_processing else "raw_logprobs"
@@ -926,6 +984,9 @@ class EngineArgs:
                 enforce_eager=bool(args.enforce_eager),
                 max_seq_len_to_capture=args.max_seq_len_to_capture,
                 use_async_output_proc=use_async,
+                task=task,
+                is_encoder=is_encoder,
+                pooler_config=pooler,
             ),
             cache_config=CacheConfig(
                 block_size=_first_given(args.block_size, DEFAULT_BLOCK_SIZE),
@@ -994,6 +1055,20 @@ class EngineArgs:
         )
         return source, hf_config
 
+    def _token_ids(self, tokens: list[str], source: ModelSource) -> list[int]:
+        """Ids of tokens of the tokenizer."""
+        from taco.tokenizer.loading import load_tokenizer
+
+        tokenizer = load_tokenizer(
+            self.tokenizer or source, trust_remote_code=self.trust_remote_code, revision=self.tokenizer_revision
+        )
+        ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+        if unknown := [
+            token for token, found in zip(tokens, ids, strict=True) if found in (None, tokenizer.unk_token_id)
+        ]:
+            raise TacoValidationError(f"classifier_from_token: the tokenizer does not have {unknown}")
+        return ids
+
 
 @dataclass
 class AsyncEngineArgs(EngineArgs):
@@ -1051,6 +1126,8 @@ def check_combinations(args: EngineArgs, problems: _Problems) -> None:
     """Add what is wrong about values that are right one by one."""
     if args.async_scheduling and args.disable_async_output_proc:
         problems.add("async_scheduling=True and disable_async_output_proc=True contradict each other; drop one of them")
+    if args.pooler_config is not None and args.override_pooler_config is not None:
+        problems.add("pooler_config and override_pooler_config are two names of the same; drop one of them")
     if args.quantization == "gguf" and args.load_format not in ("auto", "gguf"):
         problems.add(f'quantization="gguf" needs load_format="auto" or "gguf", not {args.load_format!r}')
     if args.rope_scaling is not None and not {"rope_type", "type"} & set(args.rope_scaling):
@@ -1072,6 +1149,23 @@ def check_combinations(args: EngineArgs, problems: _Problems) -> None:
             f"long_prefill_token_threshold={args.long_prefill_token_threshold} splits prompts, "
             "which enable_chunked_prefill=False forbids; drop one of them"
         )
+
+
+def for_encoder(args: EngineArgs) -> EngineArgs:
+    """Arguments for a model whose tokens also see those after them: nothing can be cached, no prompt can be split.
+
+    Raises:
+        TacoValidationError: an argument asks for one of these.
+    """
+    for name in ("enable_chunked_prefill", "enable_prefix_caching", "long_prefill_token_threshold"):
+        if getattr(args, name):
+            raise TacoValidationError(
+                f"{name}={getattr(args, name)!r}: every token of an encoder model sees all others of its text, so that "
+                "a text is computed in one step, and nothing of it can be used again; drop the argument",
+                parameter=name,
+                value=getattr(args, name),
+            )
+    return dataclasses.replace(args, enable_chunked_prefill=False, enable_prefix_caching=False)
 
 
 def resolve_device(requested: str) -> Device:
@@ -1194,9 +1288,14 @@ _MAX_LEN_NAMES = (
 )
 
 
-def resolve_max_model_len(text_config: PretrainedConfig, args: EngineArgs) -> int:
+# Families whose first row of the position table that a token can have is the one after that of padding.
+_POSITIONS_AFTER_PADDING = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")
+
+
+def resolve_max_model_len(text_config: PretrainedConfig, args: EngineArgs, trained_len: int | None = None) -> int:
     """Most tokens of a sequence: what the model was made for, or less if the caller says so.
 
+    `trained_len` is what an embedding model is made for by its authors; a caller may raise it to what the model allows.
     Linear and dynamic scaling of rotary embeddings and YaRN multiply the positions. Other kinds (Llama 3, LongRoPE)
     do not, since their configs state the multiplied number; neither do those of Gemma 3, for the same reason.
     """
@@ -1214,6 +1313,8 @@ def resolve_max_model_len(text_config: PretrainedConfig, args: EngineArgs) -> in
 
     name = min(known, key=lambda name: known[name])
     limit, origin = known[name], name
+    if text_config.model_type in _POSITIONS_AFTER_PADDING:
+        limit -= text_config.pad_token_id + 1
     rope = getattr(text_config, "rope_parameters", None) or {}
     rope_type = rope.get("rope_type")
     if rope_type in ("linear", "yarn") and "gemma3" not in text_config.model_type:
@@ -1224,7 +1325,7 @@ def resolve_max_model_len(text_config: PretrainedConfig, args: EngineArgs) -> in
         limit, origin = min(limit, window), "its sliding window, since disable_sliding_window=True"
 
     if requested is None or requested == FIT_MAX_MODEL_LEN:
-        return limit
+        return min(limit, trained_len or limit)
     if requested > limit:
         raise TacoValidationError(
             f"max_model_len={requested}: the model has {limit} positions ({origin}); lower it, or stretch the model "
@@ -1266,11 +1367,14 @@ def checkpoint_dtype(hf_config: PretrainedConfig) -> str:
     return "float32"
 
 
-def resolve_dtype(requested: str, checkpoint: str, model_type: str, device: Device, behaviour: Behaviour) -> str:
+def resolve_dtype(
+    requested: str, checkpoint: str, model_type: str, device: Device, behaviour: Behaviour, *, pools: bool = False
+) -> str:
     """Data type of weights and activations; one log line says what "auto" came to.
 
-    On a GPU, "auto" keeps 16-bit types and halves others. On a CPU it is bfloat16 where the processor computes in it,
-    else float32: products in float16 are slow there. Gemma models overflow in float16 and get bfloat16.
+    On a GPU, "auto" keeps 16-bit types and halves others; for pooling models, whose results are the hidden states
+    themselves, it halves them to float16, which is the more exact type. On a CPU it is bfloat16 where the processor
+    computes in it, else float32: products in float16 are slow there. Gemma models overflow in float16 and get bfloat16.
     """
     is_gemma = model_type.startswith("gemma")
     if requested != "auto":
@@ -1291,7 +1395,7 @@ def resolve_dtype(requested: str, checkpoint: str, model_type: str, device: Devi
     elif checkpoint == "float16":
         dtype, reason = "float16", "it is the type of the checkpoint"
     else:
-        dtype = "float16" if behaviour.dtype_auto_float32 == "float16" else "bfloat16"
+        dtype = "float16" if pools or behaviour.dtype_auto_float32 == "float16" else "bfloat16"
         reason = "it takes half the memory"
     logger.info('dtype="auto" is %s for this %s checkpoint: %s.', dtype, checkpoint, reason)
     return dtype

@@ -235,22 +235,23 @@ class BlockManager:
     # Prefix cache
 
     def match_prefix(self, request: Request) -> PrefixMatch:
-        """The longest cached prefix of a request that waits without blocks. Its last token is never matched: it has to
-        be computed for its logits."""
-        if not self.enable_prefix_caching or reads_no_prefix(request):
+        """The longest cached prefix of a request that waits without blocks, up to the first token whose logits are
+        needed: the last one, or an earlier one."""
+        limit = num_readable_tokens(request) if self.enable_prefix_caching else 0
+        if limit == 0:
             return NO_MATCH
         hashes = self._block_hashes(request)
         blocks = []
-        for block_hash in hashes:
+        for block_hash in hashes[: self.num_blocks_for(limit)]:
             block = self.pool.find(block_hash)
             if block is None:
                 break
             blocks.append(block)
         size = self.block_size
-        if len(blocks) * size >= request.num_tokens:
-            # Everything is cached: the last block is copied, less the token to compute.
+        if len(blocks) * size > limit:
+            # The last block is copied, less the tokens to compute.
             tail = blocks.pop()
-            count = request.num_tokens - 1 - len(blocks) * size
+            count = limit - len(blocks) * size
         else:
             start = len(blocks) * size
             found = self.pool.find_tail(hashes[len(blocks) - 1] if blocks else self._root_hash(request))
@@ -258,8 +259,8 @@ class BlockManager:
                 return PrefixMatch(blocks)
             tail, tokens = found
             count = 0
-            limit = min(len(tokens), request.num_tokens - 1 - start)
-            while count < limit and tokens[count] == request.token_ids[start + count]:
+            longest = min(len(tokens), limit - start)
+            while count < longest and tokens[count] == request.token_ids[start + count]:
                 count += 1
         if count == 0 or tail in self._fresh:
             return PrefixMatch(blocks)
@@ -330,6 +331,29 @@ class BlockManager:
         (target,) = self.pool.allocate(1)
         request.block_ids.append(target)
         return [(match.tail, target)]
+
+    def fork(self, source: Request, request: Request) -> list[tuple[int, int]] | None:
+        """Gives a request without blocks those of `source`, whose tokens it has: full ones are shared, one that is
+        partly filled is copied.
+
+        Returns:
+            The copies (source, target) the worker must make before anything else; None, and nothing happens, if no
+            block is free.
+        """
+        assert not request.block_ids
+        blocks = source.block_ids.copy()
+        copies = []
+        if source.num_computed_tokens % self.block_size:
+            if not self.pool.num_free:
+                return None
+            (target,) = self.pool.allocate(1)
+            copies.append((blocks.pop(), target))
+        for block in blocks:
+            self.pool.share(block)
+        request.block_ids = blocks + [target for _, target in copies]
+        request.num_computed_tokens = source.num_computed_tokens
+        request.num_committed_blocks = source.num_committed_blocks
+        return copies
 
     def allocate(self, request: Request, num_tokens: int) -> list[int] | None:
         """Appends the blocks that `request` needs to hold `num_tokens` tokens; None if they are not free."""
@@ -413,6 +437,30 @@ class BlockManager:
 _NOTHING: list[int] = []
 
 
-def reads_no_prefix(request: Request) -> bool:
-    """Whether a request must compute its whole prompt: its log-probabilities are asked for, or the caller says so."""
-    return bool(request.params.skip_reading_prefix_cache) or request.params.prompt_logprobs is not None
+class UnlimitedBlockManager(BlockManager):
+    """For models that keep nothing between steps: everything is granted, and nothing is held."""
+
+    def __init__(self) -> None:
+        super().__init__(num_blocks=2, num_host_blocks=0, block_size=1, enable_prefix_caching=False)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return 0
+
+    def allocate(self, request: Request, num_tokens: int) -> list[int] | None:
+        return _NOTHING
+
+
+def num_readable_tokens(request: Request) -> int:
+    """How many leading tokens may come from the prefix cache, which keeps no logits.
+
+    Needed are the logits of the last token, and those of the prompt positions whose log-probabilities are asked for and
+    have not been handed on yet. None may come from it if the caller says so.
+    """
+    params = request.params
+    if params.skip_reading_prefix_cache:
+        return 0
+    if params.first_scored_position is not None:
+        needed = max(params.first_scored_position, request.num_prompt_logprobs - 1)
+        if needed < request.num_prompt_tokens - 1:
+            return needed
+    return request.num_tokens - 1

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from taco.config import TacoConfig
+from taco.engine.beam_search import BeamOptions
 from taco.engine.parallel_sampling import child_ids, child_seeds, without_prompt_logprobs
 from taco.errors import TacoError, TacoValidationError, UnsupportedFeatureError
 from taco.inputs import ParsedPrompt, parse_prompt
@@ -30,6 +33,13 @@ logger = logging.getLogger(__name__)
 
 _NUM_SHOWN = 5  # offending values in a message
 _MAX_CACHED_PARAMS = 4096
+_TOKEN_ID_FIELDS = (
+    "logit_bias",
+    "allowed_token_ids",
+    "stop_token_ids",
+    "logprob_token_ids",
+    "trace_decode_token_ids",
+)
 
 
 @dataclass(slots=True)
@@ -42,10 +52,11 @@ class ProcessedRequest:
         prompt_token_ids: the prompt.
         params: normalised private copy of the caller's parameters.
         lora_request: to echo.
-        children: one request a sequence: `n`, or `best_of`.
+        children: one request a sequence: `n`, or `best_of`; for beam search the first beam.
         finished: the output, if there is nothing to run.
         num_returned: completions to return, at most as many as there are children.
         hides_logprobs: log-probabilities are computed to choose the best samples, but the caller did not ask for them.
+        beam_options: how to search; None samples.
     """
 
     request_id: str
@@ -57,6 +68,7 @@ class ProcessedRequest:
     finished: RequestOutput | None = None
     num_returned: int = 1
     hides_logprobs: bool = False
+    beam_options: BeamOptions | None = None
 
 
 @dataclass(slots=True)
@@ -68,12 +80,14 @@ class PreparedPrompt:
         text: text to echo.
         token_ids: the prompt, four bytes a token.
         cache_salt: separates its prefix-cache entries from those of other salts.
+        token_type_ids: which of two texts each token belongs to; None for the first.
     """
 
     number: int
     text: str | None
     token_ids: array[int]
     cache_salt: str | None = None
+    token_type_ids: array[int] | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +99,7 @@ class _Params:
     num_returned: int
     hides_logprobs: bool
     sibling_params: SamplingParams  # for the samples after the first
+    beam_options: BeamOptions | None = None
     for_max_tokens: dict[int, SamplingParams] = field(default_factory=dict)  # where max_tokens was left open
 
 
@@ -284,14 +299,12 @@ class InputProcessor:
                 normalised = cache.get(self, params[index], output_kind)
                 self._check_priority(priorities[index])
                 _check_lora(lora_requests[index])
-                if normalised.params.truncate_prompt_tokens is not None:
-                    ids = ids[-normalised.params.truncate_prompt_tokens :]
-                self._check_token_ids(ids)
-                self._check_length(len(ids), normalised.params, overlong)
+                ids = self._checked_ids(ids, normalised.params, overlong)
                 echo = prompt.prompt_text_echo
                 if prompt.text is None and not self._behaviour.echo_text_of_token_prompts:
                     echo = None
-                rows.append(PreparedPrompt(number, echo, array("i", ids), prompt.cache_salt))
+                types = None if prompt.token_type_ids is None else array("b", prompt.token_type_ids)
+                rows.append(PreparedPrompt(number, echo, array("i", ids), prompt.cache_salt, types))
             except TacoValidationError as error:
                 rows.append(without_frames(error))
         if overlong:
@@ -329,6 +342,7 @@ class InputProcessor:
             lora_request,
             num_returned=normalised.num_returned,
             hides_logprobs=normalised.hides_logprobs,
+            beam_options=normalised.beam_options,
         )
         num_prompt_tokens = len(prompt_token_ids)
         if num_prompt_tokens >= self._max_total_tokens:
@@ -341,7 +355,8 @@ class InputProcessor:
             others = without_prompt_logprobs(first)
         assert first.max_tokens is not None
         seed = first.seed if first.seed is not None else row_seed(self.config.model_config.seed, prepared.number)
-        num_samples = first.n
+        beam_options = normalised.beam_options
+        num_samples = 1 if beam_options is not None else first.n
         ids_and_seeds = zip(child_ids(request_id, num_samples), child_seeds(seed, num_samples), strict=True)
         processed.params = first
         processed.children = [
@@ -356,10 +371,15 @@ class InputProcessor:
                 priority=priority,
                 arrival_time=arrival_time,
                 cache_salt=prepared.cache_salt,
+                num_candidates=0 if beam_options is None else beam_options.num_candidates,
             )
             for index, (child_id, child_seed) in enumerate(ids_and_seeds)
         ]
         return processed
+
+    def error_output(self, request_id: str, prompt: object, error: TacoError | str) -> RequestOutput:
+        """See the function of this name."""
+        return error_output(request_id, prompt, error)
 
     # Prompts
 
@@ -483,6 +503,15 @@ class InputProcessor:
 
     # Checks of a row
 
+    def _checked_ids(self, token_ids: list[int], params: SamplingParams, overlong: list[int]) -> list[int]:
+        """The tokens of a prompt, truncated as the parameters say; lengths of prompts to warn of go to `overlong`."""
+        if params.truncate_prompt_tokens is not None:
+            token_ids = token_ids[-params.truncate_prompt_tokens :]
+        self._check_token_ids(token_ids)
+        _check_scored_rows(len(token_ids), params)
+        self._check_length(len(token_ids), params, overlong)
+        return token_ids
+
     def _check_token_ids(self, token_ids: list[int]) -> None:
         if not token_ids:
             raise TacoValidationError(
@@ -566,12 +595,8 @@ class InputProcessor:
             params.output_kind = output_kind
         params.normalise()
         params.validate_supported()
-        if params.prompt_logprob_token_ids is not None:
-            raise UnsupportedFeatureError(
-                "prompt_logprob_token_ids is not supported: this version of taco does not have log-probabilities of "
-                "given tokens at the positions of a prompt. Use prompt_logprobs.",
-                parameter="prompt_logprob_token_ids",
-            )
+        if params.trace_decode_token_ids is not None:
+            params.follow_trace()
         if self.tokenizer is None:
             for name in ("stop", "bad_words"):
                 if getattr(params, name):
@@ -589,15 +614,20 @@ class InputProcessor:
         params._all_stop_token_ids = {token for token in params._all_stop_token_ids if 0 <= token < self._vocab_size}
         num_returned = params.n if params._real_n is None else params._real_n
         logprobs_mode = self.config.model_config.logprobs_mode
-        if num_returned < params.n and not logprobs_mode.endswith("logprobs"):
+        beam_options = self._beam_options(params, num_returned)
+        ranks = None
+        if beam_options is not None:
+            ranks = "Beam search ranks sequences"
+        elif num_returned < params.n:
+            ranks = f"best_of={params.n} ranks samples"
+        if ranks is not None and not logprobs_mode.endswith("logprobs"):
             raise UnsupportedFeatureError(
-                f"best_of={params.n} ranks samples by their log-probabilities, and with logprobs_mode="
-                f"{logprobs_mode!r} there are logits in their place; drop best_of, or pass another logprobs_mode to "
-                "LLM.",
-                parameter="best_of",
-                value=params.n,
+                f"{ranks} by their log-probabilities, and with logprobs_mode={logprobs_mode!r} there are logits in "
+                "their place; do without it, or pass another logprobs_mode to LLM.",
+                parameter="logprobs_mode",
+                value=logprobs_mode,
             )
-        hides_logprobs = num_returned < params.n and params.num_logprobs is None
+        hides_logprobs = beam_options is None and num_returned < params.n and params.num_logprobs is None
         if hides_logprobs:
             params.logprobs = 0
         return _Params(
@@ -606,30 +636,58 @@ class InputProcessor:
             num_returned,
             hides_logprobs,
             without_prompt_logprobs(params),
+            beam_options,
+        )
+
+    def _beam_options(self, params: SamplingParams, num_returned: int) -> BeamOptions | None:
+        beam_params = params._beam_search_params
+        if beam_params is None and not params.use_beam_search:
+            return None
+        width = params.n if beam_params is None else beam_params.beam_width
+        num_logprobs = params.num_logprobs
+        num_best = self._vocab_size if num_logprobs == -1 else num_logprobs or 0
+        return BeamOptions(
+            width=width,
+            num_returned=num_returned if beam_params is None else width,
+            length_penalty=params.length_penalty if beam_params is None else beam_params.length_penalty,
+            score_includes_prompt=self._behaviour.beam_score_includes_prompt,
+            # `LLM.beam_search` goes on to the last token; the result is the same once nothing can become better.
+            early_stopping=params.early_stopping if beam_params is None else "never",  # type: ignore[arg-type]
+            ends_anywhere=beam_params is not None,
+            num_candidates=min(max(2 * width, num_best), self._vocab_size),
+            keeps_candidates=num_logprobs is not None,
         )
 
     def _check_logprobs(self, params: SamplingParams) -> None:
         most = self.config.model_config.max_logprobs
-        for name, what in (("logprobs", "sample"), ("prompt_logprobs", "prompt")):
-            asked = getattr(params, name)
+        given = params.prompt_logprob_token_ids
+        assert given is None or isinstance(given, np.ndarray)
+        for name, what, asked in (
+            ("logprobs", "sample logprobs", params.logprobs),
+            ("prompt_logprobs", "prompt logprobs", params.prompt_logprobs),
+            ("prompt_logprob_token_ids", "prompt_logprob_token_ids", None if given is None else given.shape[1]),
+        ):
             if asked is None:
                 continue
             number = self._vocab_size if asked == -1 else asked
             if number > most:
                 raise TacoValidationError(
-                    f"Cannot request more than {most} logprobs. Requested {what} logprobs of {number}, which is "
+                    f"Cannot request more than {most} logprobs. Requested {what} of {number}, which is "
                     f"greater than max allowed: {most}. Pass a larger max_logprobs to LLM.",
                     parameter=name,
                     value=asked,
                 )
 
     def _check_vocabulary(self, params: SamplingParams) -> None:
-        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_token_ids"):
+        for name in _TOKEN_ID_FIELDS:
             if name == "stop_token_ids" and not self._behaviour.checks_stop_token_ids:
                 continue  # a token that does not exist is never drawn
             value = getattr(params, name)
             if value:
                 self._require_in_vocabulary(name, value)
+        if params.prompt_logprob_token_ids is not None:
+            scored = np.unique(params.prompt_logprob_token_ids).tolist()
+            self._require_in_vocabulary("prompt_logprob_token_ids", scored[1:] if scored[0] == -1 else scored)
 
     def _require_in_vocabulary(self, name: str, token_ids: Sequence[int] | Mapping[int, float]) -> None:
         bad = [token for token in token_ids if not 0 <= token < self._vocab_size]
@@ -674,6 +732,21 @@ def _with_max_tokens(normalised: _Params, max_tokens: int) -> SamplingParams:
         params.max_tokens = max_tokens
         normalised.for_max_tokens[max_tokens] = params
     return params
+
+
+def _check_scored_rows(num_tokens: int, params: SamplingParams) -> None:
+    if params.prompt_logprob_token_ids is None:
+        return
+    num_rows = len(params.prompt_logprob_token_ids)
+    start = params.prompt_logprob_start or 0
+    num_scored = max(0, num_tokens - 1 - start)
+    if num_rows != num_scored:
+        raise TacoValidationError(
+            f"prompt_logprob_token_ids has {num_rows} rows, but the prompt has {num_scored} scored rows (prompt_len - "
+            f"1 - prompt_logprob_start = {num_tokens} - 1 - {start}); give one row for each of them.",
+            parameter="prompt_logprob_token_ids",
+            value=num_rows,
+        )
 
 
 def _check_lora(lora_request: object) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 # Not used here, but seconds to import (a concrete config brings most of it): better now than while a model is loaded.
@@ -14,13 +15,17 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedTokenizerFast  # noq
 
 from taco.config import TacoConfig
 from taco.engine.arg_utils import EngineArgs
-from taco.engine.block_manager import BlockManager
+from taco.engine.beam_groups import BeamGroups
+from taco.engine.block_manager import BlockManager, UnlimitedBlockManager
 from taco.engine.input_processor import InputProcessor, ProcessedRequest
 from taco.engine.output_processor import OutputProcessor
+from taco.engine.pooling_input import PoolingInputProcessor
+from taco.engine.pooling_output import PoolingOutputProcessor
 from taco.engine.scheduler import Scheduler
 from taco.errors import EngineDeadError, TacoValidationError
 from taco.executor.inprocess import InProcessExecutor
 from taco.request import RequestStatus
+from taco.usage_context import UsageContext
 
 if TYPE_CHECKING:
     from taco.outputs import RequestOutput
@@ -62,10 +67,15 @@ class LLMEngine:
                     block_size=config.cache_config.block_size,
                     enable_prefix_caching=config.cache_config.enable_prefix_caching,
                     max_idle_cached=executor.max_idle_cached_blocks,
-                ),
+                )
+                if executor.num_device_blocks
+                else UnlimitedBlockManager(),
             )
-            self.input_processor = InputProcessor(config, self.tokenizer)
-            self.output_processor = OutputProcessor(config, self.tokenizer)
+            pools = config.model_config.pooler_config is not None
+            self._output_processor_class = PoolingOutputProcessor if pools else OutputProcessor
+            self.input_processor = (PoolingInputProcessor if pools else InputProcessor)(config, self.tokenizer)
+            self.output_processor = self._output_processor_class(config, self.tokenizer)
+            self.beam_groups = self._make_beam_groups()
         except BaseException:
             executor.shutdown()
             raise
@@ -85,13 +95,18 @@ class LLMEngine:
 
     @classmethod
     def from_engine_args(
-        cls, engine_args: EngineArgs, usage_context: object = None, stat_loggers: object = None
+        cls,
+        engine_args: EngineArgs,
+        usage_context: UsageContext = UsageContext.ENGINE_CONTEXT,
+        stat_loggers: object = None,
+        enable_multiprocessing: bool = False,
     ) -> LLMEngine:
         """Creates an engine from flat arguments.
 
         Args:
             usage_context: accepted and without effect: taco reports its use to nobody.
             stat_loggers: must be None; there are no stat loggers yet.
+            enable_multiprocessing: accepted and without effect: the engine runs in this process.
         """
         if stat_loggers is not None:
             raise TacoValidationError("stat_loggers is not supported; leave it None.", parameter="stat_loggers")
@@ -145,6 +160,9 @@ class LLMEngine:
         """Enters a request that the input processor has made."""
         self._check_alive()
         self.output_processor.add(processed)
+        if processed.beam_options is not None and processed.children:
+            self.beam_groups.add(processed)
+            return
         for child in processed.children:
             self.scheduler.add(child)
 
@@ -155,6 +173,7 @@ class LLMEngine:
                 request = self.scheduler.requests.get(child_id)
                 if request is not None:
                     self.scheduler.finish(request, RequestStatus.FINISHED_ABORTED)
+            self.beam_groups.abort(one)
             self.output_processor.abort(one)
         if self._executor is not None:
             self._settle()
@@ -184,7 +203,7 @@ class LLMEngine:
                 return self.output_processor.process([]).outputs
             plan, pending = self._in_flight.popleft()
             updates = self.scheduler.update(plan, self._executor.collect(pending))
-            processed = self.output_processor.process(updates)
+            processed = self.output_processor.process(self.beam_groups.process(updates))
             for request, _ in processed.stopped:
                 self.scheduler.finish(request, RequestStatus.FINISHED_STOPPED)
             self._settle()
@@ -209,6 +228,7 @@ class LLMEngine:
         assert self._executor is not None
         self._in_flight.clear()
         self.scheduler.reset()
+        self.beam_groups.clear()
         self.output_processor.abort_all()
         self._executor.reset()
 
@@ -226,7 +246,13 @@ class LLMEngine:
             raise TacoValidationError("The tokenizer cannot change while requests are unfinished.")
         self.tokenizer = tokenizer
         self.input_processor.set_tokenizer(tokenizer)
-        self.output_processor = OutputProcessor(self.config, tokenizer)
+        self.output_processor = self._output_processor_class(self.config, tokenizer)
+        self.beam_groups = self._make_beam_groups()
+
+    def _make_beam_groups(self) -> BeamGroups:
+        # Pooling models never search, so their output processor lacks the methods for it.
+        text_side: Any = self.output_processor
+        return BeamGroups(self.scheduler, text_side, self.config.behaviour.rank_counts_ties)
 
     @property
     def vllm_config(self) -> TacoConfig:
@@ -251,6 +277,15 @@ class LLMEngine:
     @property
     def device_config(self) -> Any:
         return self.config.device_config
+
+    @property
+    def model_executor(self) -> InProcessExecutor | None:
+        """What runs the steps; None after `close`. Programs delete it to free memory, which closes the engine."""
+        return self._executor
+
+    @model_executor.deleter
+    def model_executor(self) -> None:
+        self.close()
 
     def get_model_config(self) -> Any:
         return self.config.model_config
@@ -278,8 +313,9 @@ class LLMEngine:
         if self._executor is None:
             raise EngineDeadError("The engine is closed; create a new LLM.")
 
-    def __del__(self) -> None:
-        if getattr(self, "_executor", None) is not None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # See LLM.__del__.
+        if getattr(self, "_executor", None) is not None and not is_finalizing():
             self.close()
 
 
@@ -305,7 +341,7 @@ def _with_cache_size(config: TacoConfig, num_device_blocks: int, num_host_blocks
     cache = dataclasses.replace(config.cache_config, num_gpu_blocks=num_device_blocks, num_cpu_blocks=num_host_blocks)
     config = dataclasses.replace(config, cache_config=cache)
     fitting = (num_device_blocks - 1) * cache.block_size
-    if config.model_config.max_model_len <= fitting:
+    if num_device_blocks == 0 or config.model_config.max_model_len <= fitting:
         return config
     assert config.model_config.fit_max_model_len
     return dataclasses.replace(

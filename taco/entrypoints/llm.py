@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import logging
+import sys
 import threading
 import warnings
 from collections import deque
@@ -16,14 +17,17 @@ from typing import Any, ParamSpec, TypeVar
 
 from taco.config import ModelConfig
 from taco.engine.arg_utils import EngineArgs
-from taco.engine.input_processor import ParamsCache, PreparedPrompt, TokenizeOptions, error_output
+from taco.engine.input_processor import ParamsCache, PreparedPrompt, TokenizeOptions
 from taco.engine.llm_engine import LLMEngine
+from taco.engine.prefix_order import prefix_order
+from taco.entrypoints.beam_search import BeamProgress, beam_output, check_concurrency_limit, engine_params
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
+from taco.entrypoints.pooling import PoolingMixin
 from taco.entrypoints.progress import Progress
 from taco.errors import BatchValidationError, EngineDeadError, TacoError, TacoValidationError, UnsupportedFeatureError
 from taco.inputs import split_prompts
-from taco.outputs import RequestOutput
-from taco.sampling_params import RequestOutputKind, SamplingParams
+from taco.outputs import BeamSearchOutput, RequestOutput
+from taco.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +116,7 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
-class LLM:
+class LLM(PoolingMixin):
     """Generates text for many prompts with one model.
 
     Every argument of `EngineArgs` is accepted; the ones in the signature are those of both vLLM versions. All but
@@ -120,7 +124,8 @@ class LLM:
 
     Args:
         model: folder, .gguf file or hub id of the model.
-        compat_version: whose behaviour holds where versions of vLLM differ, "0.6" or "0.33".
+        compat_version: whose behaviour holds where versions of vLLM differ, "0.6" or "0.33"; None is the version of the
+            vllm alias (`taco.vllm_alias`) where that is installed, else "0.6".
         kwargs: further fields of `EngineArgs`, such as `max_model_len` and `max_num_seqs`.
 
     Raises:
@@ -184,7 +189,7 @@ class LLM:
         spec_model: str | None = None,
         spec_tokens: int | None = None,
         # taco's own.
-        compat_version: str = "0.6",
+        compat_version: str | None = None,
         **kwargs: Any,
     ) -> None:
         named = {name: value for name, value in locals().items() if name not in ("self", "kwargs")}
@@ -244,7 +249,7 @@ class LLM:
             TacoError: a row failed while it ran; the others were aborted.
             EngineDeadError: the LLM was closed.
         """
-        engine = self._engine()
+        engine = self._generating_engine("generate")
         prompts = _merge_legacy_prompts(prompts, prompt_token_ids)
         _refuse_adapters(prompt_adapter_request, mm_processor_kwargs)
         _refuse_guided_options(guided_options_request, sampling_params)
@@ -298,7 +303,7 @@ class LLM:
         Raises:
             As `generate`.
         """
-        engine = self._engine()
+        engine = self._generating_engine("chat")
         if chat_template is not None and not isinstance(chat_template, str):
             if priority is not None:
                 raise TacoValidationError("chat_template must be a string.", parameter="chat_template")
@@ -327,6 +332,58 @@ class LLM:
             on_error,
             num_rows=len(conversations) if isinstance(conversations, list) else None,
         )
+
+    def beam_search(
+        self,
+        prompts: Any,
+        params: BeamSearchParams,
+        lora_request: Any = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        concurrency_limit: int | None = None,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Searches for the likeliest sequences that continue one or many prompts.
+
+        All prompts are searched together. At each step the `2 * beam_width` likeliest next tokens of each beam are
+        considered: those that end a sequence complete it, and of the others the best `beam_width` go on, up to
+        `max_tokens` tokens or the end of the context. The model's secondary end-of-sequence tokens count too (vLLM 0.6
+        overlooks them).
+
+        Args:
+            prompts: see `generate`.
+            params: for all prompts. A `beam_width` above 10 needs a `max_logprobs` of twice as much.
+            lora_request, priority: see `generate`.
+            use_tqdm: show a progress bar, which counts the steps of all prompts; a callable is used in place of
+                `tqdm.tqdm`.
+            concurrency_limit: most prompts that are searched at once. Unset: as many as find a row for each beam
+                (`max_num_seqs`).
+
+        Returns:
+            One output a prompt, in their order: at most `beam_width` sequences, best first. Each has the tokens and the
+            text of prompt and output together.
+
+        Raises:
+            As `generate`.
+        """
+        engine = self._generating_engine("beam_search")
+        check_concurrency_limit(concurrency_limit)
+        behaviour = engine.config.behaviour
+        rows = split_prompts(prompts)
+        columns = self._columns(engine_params(params, behaviour), lora_request, priority)
+        outputs = self._run_batch(
+            rows,
+            columns,
+            engine.input_processor.tokenize_options(None),
+            False,
+            "raise",
+            make_progress=lambda: BeamProgress(use_tqdm, len(rows), params.max_tokens, engine),
+            max_unfinished=concurrency_limit,
+        )
+        skip = params.skip_special_tokens and not behaviour.beam_text_keeps_special_tokens
+        return [
+            beam_output(rows[index], columns.lora_request_of(index), output, engine.tokenizer, skip)
+            for index, output in enumerate(outputs)
+        ]
 
     # Tokenizer, defaults, state
 
@@ -367,8 +424,10 @@ class LLM:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if "llm_engine" in self.__dict__:  # else the constructor failed
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Without an engine the constructor failed. When Python ends, the modules that close() needs may be gone, and
+        # the memory goes back anyway.
+        if "llm_engine" in self.__dict__ and not is_finalizing():
             self.close()
 
     def __repr__(self) -> str:
@@ -386,6 +445,17 @@ class LLM:
             raise EngineDeadError("This LLM is closed; create a new one.")
         return self.llm_engine
 
+    def _generating_engine(self, method: str) -> LLMEngine:
+        """The engine, whose model must generate text for this method."""
+        engine = self._engine()
+        if engine.model_config.pooler_config is not None:
+            raise TacoValidationError(
+                f"LLM.{method}() is only supported for (conditional) generation models (XForCausalLM, "
+                f"XForConditionalGeneration). This model pools hidden states (task={engine.model_config.task!r}); if "
+                'it can generate text as well, pass task="generate" (or runner="generate") to LLM.'
+            )
+        return engine
+
     def _columns(self, params: Any, lora_request: object, priority: object) -> _Columns:
         if params is None:
             params = self.get_default_sampling_params()
@@ -399,11 +469,18 @@ class LLM:
         use_tqdm: bool | Callable[..., Any],
         on_error: str,
         num_rows: int | None = None,
-    ) -> list[RequestOutput]:
+        *,
+        make_progress: Callable[[], Progress] | None = None,
+        max_unfinished: int | None = None,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> list[Any]:
         """Checks and runs rows; prompts that are errors already are bad rows.
 
         Args:
             num_rows: number of prompts; None if they are a list, or an iterator whose length is not known.
+            make_progress: makes the progress bar, instead of the usual one.
+            max_unfinished: most sequences in the engine at a time.
+            transform: what to return of each output, instead of the output itself.
         """
         if on_error not in ("raise", "return"):
             raise TacoValidationError(
@@ -418,13 +495,13 @@ class LLM:
                     "The engine has unfinished requests that this call did not add: it is called from inside another "
                     "call, or requests were added to llm_engine directly. Let those finish or abort them first."
                 )
-            batch = _Batch(self, columns, options, raises=on_error == "raise")
+            batch = _Batch(self, columns, options, raises=on_error == "raise", max_unfinished=max_unfinished)
             if num_rows is None:
                 rows = batch.prepare_as_needed(iter(prompts))
             else:
                 rows = batch.prepare_all(prompts, num_rows)
-            with Progress(use_tqdm, num_rows) as progress:
-                return batch.run(rows, progress)
+            with make_progress() if make_progress is not None else Progress(use_tqdm, num_rows) as progress:
+                return batch.run(rows, progress, transform)
 
 
 # One row on its way to the engine: its index, what the caller passed, and what became of it.
@@ -434,7 +511,15 @@ _Row = tuple[int, object, PreparedPrompt | TacoValidationError]
 class _Batch:
     """One call of `generate` or `chat`: checks rows, feeds the engine, collects outputs."""
 
-    def __init__(self, llm: LLM, columns: _Columns, options: TokenizeOptions, *, raises: bool) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        columns: _Columns,
+        options: TokenizeOptions,
+        *,
+        raises: bool,
+        max_unfinished: int | None = None,
+    ) -> None:
         self._engine = llm.llm_engine
         self._request_counter = llm.request_counter
         self._columns = columns
@@ -442,7 +527,7 @@ class _Batch:
         self._raises = raises
         self._cache = ParamsCache()
         # Sequences (samples, not rows): enough to keep the device busy and to plan ahead; more would only cost memory.
-        self._max_unfinished = 2 * self._engine.scheduler_config.max_num_seqs + 1000
+        self._max_unfinished = max_unfinished or 2 * self._engine.scheduler_config.max_num_seqs + 1000
 
     def _prepare(self, prompts: list[object], first: int) -> list[PreparedPrompt | TacoValidationError]:
         indexes = range(first, first + len(prompts))
@@ -479,26 +564,44 @@ class _Batch:
         if self._engine.scheduler_config.policy == "priority":
             # The engine sees a part of the rows at a time, so its own queue cannot bring the urgent ones forward.
             rows.sort(key=lambda row: 0 if row[0] in errors else self._columns.priority_of(row[0]))
+        elif self._engine.model_config.is_encoder:
+            # Neighbours of the same length are computed together without padding.
+            rows.sort(key=lambda row: 0 if row[0] in errors else len(row[2].token_ids))  # type: ignore[union-attr]
+        else:
+            rows = self._by_prefix(rows)
         return _drain(deque(rows))
+
+    def _by_prefix(self, rows: list[_Row]) -> list[_Row]:
+        """The rows with those that share cached prefixes next to each other."""
+        cache = self._engine.config.cache_config
+        if not cache.enable_prefix_caching:
+            return rows
+        token_ids = [() if isinstance(row, TacoValidationError) else row.token_ids for _, _, row in rows]
+        return [rows[place] for place in prefix_order(token_ids, cache.block_size)]
 
     def prepare_as_needed(self, prompts: Iterator[object]) -> Iterator[_Row]:
         """Checks rows a chunk at a time, when the engine has room for them."""
         first = 0
         while chunk := list(islice(prompts, _ROWS_TOKENIZED_AT_ONCE)):
-            for index, row in enumerate(self._prepare(chunk, first)):
+            prepared = self._prepare(chunk, first)
+            rows = list(zip(range(first, first + len(chunk)), chunk, prepared, strict=True))
+            for index, prompt, row in self._by_prefix(rows):
                 if isinstance(row, TacoValidationError) and self._raises:
                     raise TacoValidationError(
-                        f"Row {first + index} is not valid, and the rows before it were dropped; pass "
+                        f"Row {index} is not valid, and the rows before it were dropped; pass "
                         f'on_error="return" to keep them: {row}',
                         parameter=row.parameter,
                         value=row.value,
                     )
-                yield first + index, chunk[index], row
+                yield index, prompt, row
             first += len(chunk)
 
-    def run(self, rows: Iterator[_Row], progress: Progress) -> list[RequestOutput]:
-        """Runs rows to their end and returns their outputs in order. Whatever happens, no request is left behind."""
-        outputs: dict[int, RequestOutput] = {}
+    def run(self, rows: Iterator[_Row], progress: Progress, transform: Callable[[Any], Any] | None = None) -> list[Any]:
+        """Runs rows to their end and returns their outputs in order, or what `transform` makes of each.
+
+        Whatever happens, no request is left behind.
+        """
+        outputs: dict[int, Any] = {}
         unfinished: dict[str, tuple[int, int]] = {}  # request id -> row, number of its sequences
         num_sequences = 0
         first_id = self._request_counter.counter
@@ -509,12 +612,12 @@ class _Batch:
                     next(self._request_counter)
                     request_id = str(first_id + index)
                     added = self._add(request_id, index, prompt, row)
-                    if isinstance(added, RequestOutput):
-                        outputs[index] = added
-                        progress.add(added)
-                    else:
+                    if isinstance(added, int):
                         unfinished[request_id] = index, added
                         num_sequences += added
+                    else:
+                        outputs[index] = added if transform is None else transform(added)
+                        progress.add(added)
                 if not unfinished:
                     break
                 assert self._engine.has_unfinished_requests()
@@ -526,8 +629,9 @@ class _Batch:
                             f"Row {index} failed while it ran, and the unfinished rows were aborted; pass "
                             f'on_error="return" to keep them: {output.error}'
                         )
-                    outputs[index] = output
+                    outputs[index] = output if transform is None else transform(output)
                     progress.add(output)
+                progress.step()
         except BaseException:
             self._engine.abort_request(list(unfinished))
             raise
@@ -538,7 +642,7 @@ class _Batch:
     ) -> RequestOutput | int:
         """Adds a row to the engine and returns how many sequences it has, or its output if there is nothing to run."""
         if isinstance(row, TacoValidationError):
-            return error_output(request_id, prompt, row)
+            return self._engine.input_processor.error_output(request_id, prompt, row)
         processed = self._engine.input_processor.build(
             request_id,
             row,

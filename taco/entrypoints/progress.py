@@ -10,7 +10,10 @@ from taco.outputs import RequestOutput
 _POSTFIX = "est. speed input: {:.2f} toks/s, output: {:.2f} toks/s"
 
 
-def _tqdm() -> Callable[..., Any]:
+def bar_class(use_tqdm: bool | Callable[..., Any]) -> Callable[..., Any]:
+    """What makes the bar: a callable given as `use_tqdm`, else tqdm."""
+    if callable(use_tqdm):
+        return use_tqdm
     from tqdm.auto import tqdm
 
     bar: Callable[..., Any] = tqdm
@@ -32,20 +35,24 @@ class Progress:
         self._num_output_tokens = 0
         if not use_tqdm:
             return
-        self._bar = (use_tqdm if callable(use_tqdm) else _tqdm())(
+        self._bar = bar_class(use_tqdm)(
             total=total, desc="Processed prompts", dynamic_ncols=True, postfix=_POSTFIX.format(0.0, 0.0)
         )
 
-    def add(self, output: RequestOutput) -> None:
-        """One more prompt has its output."""
+    def add(self, output: Any) -> None:
+        """One more prompt has its output, of either kind."""
         if self._bar is None:
             return
         self._num_prompt_tokens += len(output.prompt_token_ids or ())
-        self._num_output_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        if isinstance(output, RequestOutput):
+            self._num_output_tokens += sum(len(completion.token_ids) for completion in output.outputs)
         elapsed = self._bar.format_dict["elapsed"]
         if elapsed > 0:
             self._bar.postfix = _POSTFIX.format(self._num_prompt_tokens / elapsed, self._num_output_tokens / elapsed)
         self._bar.update(1)
+
+    def step(self) -> None:
+        """The engine has done one more step."""
 
     def __enter__(self) -> Progress:
         return self

@@ -14,7 +14,7 @@ from taco.kernels.dispatch import op
 from taco.kernels.metadata import AttentionMetadata
 
 MAX_DENSE_LENGTH = 1024  # tokens of a row whose scores are all made at once
-SCORE_BYTES = 4 << 20  # scores made at a time in bfloat16, where a single row does not need more
+SCORE_BYTES = 1 << 20  # scores made at a time in bfloat16, where a single row does not need more
 WINDOW_SLICE = 256  # queries of a row that are attended together where a window hides most keys from them
 
 

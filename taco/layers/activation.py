@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from taco.errors import UnsupportedFeatureError
 from taco.kernels import native
-from taco.kernels.activation import gelu_tanh_and_mul, silu_and_mul
+from taco.kernels.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -30,6 +30,7 @@ _PLAIN: dict[str, Activation] = {
 }
 # [..., gate and up] -> [..., activation of the gate times up]
 _GATED: dict[str, Activation] = {
+    "gelu": gelu_and_mul,
     "gelu_fast": gelu_tanh_and_mul,
     "gelu_new": gelu_tanh_and_mul,
     "gelu_pytorch_tanh": gelu_tanh_and_mul,

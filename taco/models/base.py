@@ -24,12 +24,12 @@ from taco.models.loader.checkpoint import WeightEntry
 KVCaches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
-class CausalLM(nn.Module):
-    """A language model that predicts the next token.
+class Model(nn.Module):
+    """What maps packed batches of tokens to hidden states, and these to logits.
 
     Attributes:
-        num_layers, num_kv_heads, head_dim: shape of the KV cache.
-        vocab_size: width of the logits.
+        num_layers, num_kv_heads, head_dim: shape of the KV cache; 0 layers for a model without one.
+        vocab_size: number of token ids.
         hidden_size: width of what `forward` returns.
         max_position: number of positions the model is made for; None if any.
         name_prefixes: prefixes under which checkpoints have the tensors of the bare model (without its head). Layers
@@ -63,7 +63,7 @@ class CausalLM(nn.Module):
         raise NotImplementedError
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, hidden_size] as returned by `forward` -> float32 [N, vocab_size]."""
+        """[N, hidden_size] as returned by `forward` -> float32 [N, number of logits], what the head makes of it."""
         raise NotImplementedError
 
     def weight_entries(self) -> list[WeightEntry]:
@@ -118,6 +118,21 @@ class CausalLM(nn.Module):
     def _aliases(self, name: str) -> tuple[str, ...]:
         first, *others = self.name_prefixes
         return tuple(other + name.removeprefix(first) for other in others) if name.startswith(first) else ()
+
+
+class CausalLM(Model):
+    """A language model that predicts the next token: its logits are those of the `vocab_size` tokens.
+
+    Attributes:
+        head: the projection to the vocabulary.
+        num_features: width of what `features` returns; None for `hidden_size`.
+    """
+
+    num_features: int | None = None
+
+    def features(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, hidden_size] as returned by `forward` -> [N, num_features], what other heads than `head` take."""
+        return hidden
 
 
 class DenseCausalLM(CausalLM):

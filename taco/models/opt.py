@@ -31,6 +31,7 @@ class OPTForCausalLM(CausalLM):
         self.head_dim = size // config.num_attention_heads
         self.vocab_size = config.vocab_size
         self.hidden_size = size
+        self.num_features = embedding_size
         self.max_position = config.max_position_embeddings
         self.ignored_weights = ("*decoder.version",)
         if config.tie_word_embeddings:
@@ -87,5 +88,8 @@ class OPTForCausalLM(CausalLM):
             x = x + residual
         return x
 
+    def features(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if self.project_out is None else self.project_out(hidden)
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(hidden if self.project_out is None else self.project_out(hidden))
+        return self.head(self.features(hidden))

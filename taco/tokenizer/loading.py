@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 
@@ -25,7 +25,7 @@ def load_tokenizer(
     revision: str | None = None,
     download_dir: str | None = None,
     hf_token: str | bool | None = None,
-    truncation_side: Literal["left", "right"] | None = None,
+    **options: Any,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
 
@@ -35,7 +35,7 @@ def load_tokenizer(
             of each tokenizer.
         trust_remote_code: run the tokenizer code that the model brings.
         revision, download_dir, hf_token: see `resolve_model`; they matter where `source` is a Hub id.
-        truncation_side: which end of an over-long text is cut off; None leaves it to the tokenizer.
+        options: passed on to the tokenizer's class, such as `truncation_side`.
 
     Raises:
         TacoValidationError: there is no tokenizer, or it cannot be built.
@@ -55,7 +55,6 @@ def load_tokenizer(
         source = resolve_model(
             source, revision=revision, download_dir=download_dir, hf_token=hf_token, load_format="dummy"
         )
-    options: dict[str, Any] = {} if truncation_side is None else {"truncation_side": truncation_side}
     if source.kind == "gguf":
         from taco.tokenizer.gguf import build_gguf_tokenizer
 

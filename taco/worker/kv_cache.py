@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from taco.worker.transfer import to_device
+
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A zeroed host tensor whose memory the operating system hands over when it is first written."""
@@ -76,34 +78,47 @@ class KVCache:
         return self._host
 
     def swap_out(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies (device block, host block) pairs to the host."""
-        device, host = _indices(pairs)
-        for layers, host_layers in zip(self.layers, self._host_layers(), strict=True):
-            for source, target in zip(layers, host_layers, strict=True):
-                target[host] = source[device.to(source.device)].to(target.device)
+        """Copies (device block, host block) pairs to the host; a CUDA device does it in its turn, and nobody waits."""
+        self._swap([(host, device) for device, host in pairs], to_host=True)
 
     def swap_in(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies (host block, device block) pairs to the device."""
-        host, device = _indices(pairs)
+        """Copies (host block, device block) pairs to the device, likewise."""
+        self._swap(pairs, to_host=False)
+
+    def _swap(self, pairs: Sequence[tuple[int, int]], *, to_host: bool) -> None:
+        """Copies (host block, device block) pairs: on the device one by one, across in runs of neighbours."""
+        host, device = np.array(sorted(pairs), np.int64).reshape(-1, 2).T
+        starts = np.flatnonzero(np.diff(host, prepend=-2) != 1)
+        runs = list(zip(starts.tolist(), [*starts[1:].tolist(), len(host)], host[starts].tolist(), strict=True))
+        index = to_device(np.ascontiguousarray(device), self.layers[0][0].device)
         for layers, host_layers in zip(self.layers, self._host_layers(), strict=True):
-            for target, source in zip(layers, host_layers, strict=True):
-                target[device.to(target.device)] = source[host].to(target.device)
+            for tensor, host_tensor in zip(layers, host_layers, strict=True):
+                rows, host_rows = _as_rows(tensor), _as_rows(host_tensor)
+                crossing = rows.index_select(0, index) if to_host else rows.new_empty(len(host), rows.shape[1])
+                for start, stop, first in runs:
+                    here, there = crossing[start:stop], host_rows[first : first + stop - start]
+                    target, source = (there, here) if to_host else (here, there)
+                    target.copy_(source, non_blocking=True)
+                if not to_host:
+                    rows.index_copy_(0, index, crossing)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies (source, target) pairs of device blocks."""
-        source, target = (index.to(self.device) for index in _indices(pairs))
+        """Copies (source, target) pairs of device blocks: all are read before any is written."""
+        source, target = to_device(np.array(pairs, np.int64).T.copy(), self.device)
         for layer in self.layers:
             for tensor in layer:
-                tensor[target] = tensor[source]
+                rows = _as_rows(tensor)
+                rows.index_copy_(0, target, rows.index_select(0, source))
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zeroes device blocks whose content may not be finite: masked keys count 0 times, and 0 * nan is nan."""
-        index = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
+        index = to_device(np.array(blocks, np.int64), self.device)
         for layer in self.layers:
             for tensor in layer:
                 tensor[index] = 0
 
 
-def _indices(pairs: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    table = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
-    return table[:, 0], table[:, 1]
+def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Blocks as rows of 64-bit numbers: on a CPU, torch copies such rows whole, and others element by element."""
+    block_bytes = tensor[0].numel() * tensor.itemsize
+    return tensor.flatten(1).view(torch.int64 if block_bytes % 8 == 0 else torch.uint8)

@@ -12,7 +12,8 @@ import torch
 from taco.kernels.metadata import AttentionMetadata, Workspace
 from taco.plan import LogprobRows, NewRow, StepPlan, StepResult
 from taco.worker.host_memory import return_free_memory
-from taco.worker.sampler import Sampler, SamplerOutput
+from taco.worker.sampler import Sampler, SamplerOutput, concatenate
+from taco.worker.transfer import to_device
 
 if TYPE_CHECKING:
     from taco.models.base import CausalLM
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
 class _Row:
     """A request on the device side. Its identity tells a row from a later one with the same number."""
 
-    __slots__ = ("num_prompt_tokens", "prompt_logprobs_from", "token_ids")
+    __slots__ = ("first_scored", "is_given_tokens", "num_prompt_tokens", "params", "token_ids")
 
     def __init__(self, new: NewRow) -> None:
         self.token_ids = new.token_ids
         self.num_prompt_tokens = new.num_prompt_tokens
-        params = new.params
-        wanted = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
-        # Index of the first prompt token whose log-probabilities are wanted; the first token of all has none.
-        self.prompt_logprobs_from = max(1, params.prompt_logprob_start or 0) if wanted else None
+        self.params = new.params
+        self.is_given_tokens = new.num_candidates > 0
+        # Position whose logits give the first log-probabilities of the prompt that are still wanted.
+        first = new.params.first_scored_position
+        self.first_scored = None if first is None else max(first, new.num_prompt_logprobs - 1)
 
 
 @dataclass
@@ -43,6 +45,7 @@ class PendingStep:
     token_ids: torch.Tensor  # int64 [samples], on the host once `ready`
     ready: torch.cuda.Event | None
     prompt_logprobs: dict[int, tuple[int, LogprobRows]]
+    prompt_token_id_logprobs: dict[int, tuple[int, np.ndarray]]
     result: StepResult | None = None
 
 
@@ -91,15 +94,15 @@ class ModelRunner:
         self._apply_changes(plan)
         if not plan.rows:
             return_free_memory()  # the last rows have left
-            return PendingStep(plan, [], [], torch.empty(0, dtype=torch.int64), None, {})
+            return PendingStep(plan, [], [], torch.empty(0, dtype=torch.int64), None, {}, {})
         rows = np.array(plan.rows)
         counts = np.array(plan.num_tokens)
         if any(map(self.sampler.needs_host_tokens, plan.rows)):
             self._finish_pending()
         input_ids, positions, meta = self._make_batch(rows, counts)
         hidden = self.model(input_ids, positions, self.kv_cache.layers, meta)
-        prompt_logprobs = self._prompt_logprobs(plan, rows, counts, meta, hidden)
-        pending = self._draw(plan, meta, hidden, prompt_logprobs)
+        pending = self._draw(plan, meta, hidden)
+        self._score_prompts(pending, counts, meta, hidden)
         self._num_computed[rows] += counts
         self._pending.append(pending)
         return pending
@@ -110,17 +113,24 @@ class ModelRunner:
             if pending.ready is not None:
                 pending.ready.synchronize()
             token_ids = [[token] for token in pending.token_ids.tolist()]
-            result = StepResult(pending.plan.step_id, token_ids, prompt_logprobs=pending.prompt_logprobs)
+            result = StepResult(
+                pending.plan.step_id,
+                token_ids,
+                prompt_logprobs=pending.prompt_logprobs,
+                prompt_token_id_logprobs=pending.prompt_token_id_logprobs,
+            )
             samples = pending.plan.samples
             for first, output in pending.outputs:
                 for index, rows in output.logprob_rows().items():
                     result.logprobs[first + index] = rows
+                for index, candidates in output.candidate_rows().items():
+                    result.candidates[first + index] = candidates
                 for index, message in output.errors.items():
                     result.errors[samples[first + index]] = message
             alive = []
             for index, row in enumerate(pending.rows):
                 number = pending.plan.rows[samples[index]]
-                if self._rows[number] is row:
+                if self._rows[number] is row and not row.is_given_tokens:
                     row.token_ids += token_ids[index]
                     alive.append((number, token_ids[index]))
             if alive:
@@ -149,6 +159,8 @@ class ModelRunner:
                 self.sampler.remove(row)
         if plan.cleared_blocks:
             self.kv_cache.clear(plan.cleared_blocks)
+        if plan.fork_copies:
+            self.kv_cache.copy(plan.fork_copies)
         if plan.swap_out:
             self.kv_cache.swap_out(plan.swap_out)
         if plan.copies:
@@ -161,6 +173,10 @@ class ModelRunner:
             self._num_blocks[new.row] = 0
             self._extend_table(new.row, new.block_ids)
             self.sampler.add(new)
+        for row, token_id in plan.given_tokens:
+            self._rows[row].token_ids.append(token_id)  # type: ignore[union-attr]
+        if plan.given_tokens:
+            self.sampler.append([row for row, _ in plan.given_tokens], [[token] for _, token in plan.given_tokens])
         for row, block_ids in plan.new_block_ids:
             self._extend_table(row, block_ids)
 
@@ -199,35 +215,29 @@ class ModelRunner:
             else:  # the token was drawn by a step in flight and is still on the device alone
                 assert count == 1 and start == len(tokens)
                 unknown.append(index)
-        ids = torch.from_numpy(input_ids).to(self.device)
+        ids = to_device(input_ids, self.device)
         if unknown:
-            index = torch.tensor(unknown, device=self.device)
-            ids[index] = self._last_tokens[torch.from_numpy(rows).to(self.device)[index]]
+            index = np.array(unknown)
+            ids[to_device(index, self.device)] = self._last_tokens[to_device(rows[index], self.device)]
         meta = AttentionMetadata(
-            query_start=torch.from_numpy(query_start).to(self.device),
-            seq_lens=torch.from_numpy(seq_lens).to(self.device),
-            block_tables=torch.from_numpy(tables).to(self.device),
-            slot_mapping=torch.from_numpy(slots).to(self.device),
+            query_start=to_device(query_start, self.device),
+            seq_lens=to_device(seq_lens, self.device),
+            block_tables=to_device(tables, self.device),
+            slot_mapping=to_device(slots, self.device),
             query_start_cpu=query_start,
             seq_lens_cpu=seq_lens,
             num_decode_rows=num_decode_rows,
             block_size=self.block_size,
             workspace=self.workspace,
         )
-        return ids, torch.from_numpy(positions).to(self.device), meta
+        return ids, to_device(positions, self.device), meta
 
     # Logits and tokens
 
-    def _draw(
-        self,
-        plan: StepPlan,
-        meta: AttentionMetadata,
-        hidden: torch.Tensor,
-        prompt_logprobs: dict[int, tuple[int, LogprobRows]],
-    ) -> PendingStep:
+    def _draw(self, plan: StepPlan, meta: AttentionMetadata, hidden: torch.Tensor) -> PendingStep:
         if not plan.samples:
-            return PendingStep(plan, [], [], torch.empty(0, dtype=torch.int64), None, prompt_logprobs)
-        last = torch.from_numpy(meta.query_start_cpu[1:][plan.samples].astype(np.int64) - 1).to(self.device)
+            return PendingStep(plan, [], [], torch.empty(0, dtype=torch.int64), None, {}, {})
+        last = to_device(meta.query_start_cpu[1:][plan.samples].astype(np.int64) - 1, self.device)
         wanted = hidden if len(last) == len(hidden) else hidden.index_select(0, last)
         numbers = [plan.rows[position] for position in plan.samples]
         outputs = []
@@ -235,44 +245,45 @@ class ModelRunner:
             part = slice(first, first + self.logits_rows)
             outputs.append((first, self.sampler.sample(numbers[part], self.model.compute_logits(wanted[part]))))
         token_ids = outputs[0][1].token_ids if len(outputs) == 1 else torch.cat([out.token_ids for _, out in outputs])
-        self._last_tokens[torch.tensor(numbers, device=self.device)] = token_ids
+        self._last_tokens[to_device(np.array(numbers), self.device)] = token_ids
         ready = None
         if self.device.type == "cuda":
             token_ids = token_ids.to("cpu", non_blocking=True)
+            for _, output in outputs:
+                output.start_copies()
             ready = torch.cuda.Event()
             ready.record()
         rows = [row for number in numbers if (row := self._rows[number]) is not None]
-        return PendingStep(plan, rows, outputs, token_ids, ready, prompt_logprobs)
+        return PendingStep(plan, rows, outputs, token_ids, ready, {}, {})
 
-    def _prompt_logprobs(
-        self, plan: StepPlan, rows: np.ndarray, counts: np.ndarray, meta: AttentionMetadata, hidden: torch.Tensor
-    ) -> dict[int, tuple[int, LogprobRows]]:
+    def _score_prompts(
+        self, pending: PendingStep, counts: np.ndarray, meta: AttentionMetadata, hidden: torch.Tensor
+    ) -> None:
         """Log-probabilities of the prompt tokens that follow this step's tokens, in slices of `logits_rows`."""
-        found: dict[int, tuple[int, LogprobRows]] = {}
-        for index, number in enumerate(plan.rows):
+        for index, number in enumerate(pending.plan.rows):
             row = self._rows[number]
             assert row is not None
             computed = int(self._num_computed[number])
-            if row.prompt_logprobs_from is None or computed >= row.num_prompt_tokens - 1:
+            if row.first_scored is None or computed >= row.num_prompt_tokens - 1:
                 continue
             # Position p gives the logits of token p + 1.
-            start = max(computed, row.prompt_logprobs_from - 1)
+            start = max(computed, row.first_scored)
             stop = min(computed + int(counts[index]), row.num_prompt_tokens - 1)
             if start >= stop:
                 continue
-            first = int(meta.query_start_cpu[index]) + start - computed
-            parts = []
+            offset = int(meta.query_start_cpu[index]) - computed
+            params = row.params
+            given_from = params.prompt_logprob_start or 0
+            best, given = [], []
             for low in range(start, stop, self.logits_rows):
                 high = min(low + self.logits_rows, stop)
-                logits = self.model.compute_logits(hidden[first + low - start : first + high - start])
-                parts.append(self.sampler.prompt_logprobs(number, logits, row.token_ids[low + 1 : high + 1]))
-            found[index] = (start + 1, parts[0] if len(parts) == 1 else _concatenate(parts))
-        return found
-
-
-def _concatenate(parts: Sequence[LogprobRows]) -> LogprobRows:
-    return LogprobRows(
-        np.concatenate([part.token_ids for part in parts]),
-        np.concatenate([part.logprobs for part in parts]),
-        np.concatenate([part.ranks for part in parts]),
-    )
+                logits = self.model.compute_logits(hidden[offset + low : offset + high])
+                if params.prompt_logprobs is not None:
+                    best.append(self.sampler.prompt_logprobs(number, logits, row.token_ids[low + 1 : high + 1]))
+                if params.prompt_logprob_token_ids is not None and high > given_from:
+                    token_ids = params.prompt_logprob_token_ids[max(0, low - given_from) : high - given_from]
+                    given.append(self.sampler.prompt_token_id_logprobs(logits[-len(token_ids) :], token_ids))
+            if best:
+                pending.prompt_logprobs[index] = (start + 1, concatenate(best))
+            if given:
+                pending.prompt_token_id_logprobs[index] = (max(start, given_from) + 1, np.concatenate(given))

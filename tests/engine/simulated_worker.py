@@ -10,10 +10,12 @@ from __future__ import annotations
 import zlib
 from collections import deque
 
+import numpy as np
+
 from taco.engine.block_manager import BlockManager
 from taco.engine.scheduler import Scheduler
-from taco.plan import StepPlan, StepResult
-from taco.request import Request
+from taco.plan import Candidates, LogprobRows, StepPlan, StepResult
+from taco.request import Request, RequestUpdate
 
 VOCAB = 7
 
@@ -24,6 +26,11 @@ def digest(tokens: list[int], salt: str | None = None) -> int:
 
 def next_token(tokens: list[int], salt: str | None = None) -> int:
     return digest(tokens, salt) % VOCAB
+
+
+def next_logprobs(tokens: list[int], salt: str | None = None) -> list[float]:
+    """The log-probability of each next token, for requests whose tokens are chosen outside; exact in float32."""
+    return [-(digest([*tokens, token], salt) % 2**22) / 2**20 for token in range(VOCAB)]
 
 
 def expected_output(request: Request) -> list[int]:
@@ -40,9 +47,13 @@ def expected_output(request: Request) -> list[int]:
 class _SimulatedRow:
     def __init__(self, new, salt):
         self.request_id = new.request_id
+        self.params = new.params
         self.tokens = list(new.token_ids)
+        self.num_prompt_tokens = new.num_prompt_tokens
+        self.num_prompt_logprobs = new.num_prompt_logprobs
         self.num_computed = new.num_computed_tokens
         self.blocks = list(new.block_ids)
+        self.num_candidates = new.num_candidates
         self.salt = salt
 
 
@@ -59,7 +70,11 @@ class SimulatedWorker:
         self.rows: dict[int, _SimulatedRow] = {}
         self.queue: deque[tuple[StepPlan, StepResult]] = deque()
         self.salts: dict[str, str | None] = {}
+        self.updates: list[RequestUpdate] = []
         self.max_tokens_in_a_step = 0
+        self.num_scored = 0  # prompt tokens
+        self.num_copies = 0  # of forks
+        self.num_computed = 0  # tokens
         self.num_steps = 0
 
     def add(self, request: Request) -> None:
@@ -73,6 +88,7 @@ class SimulatedWorker:
         updates = []
         if self.queue and (plan is None or len(self.queue) > self.num_ahead):
             updates = self.scheduler.update(*self.queue.popleft())
+            self.updates += updates
         assert plan is not None or updates or not self.scheduler.num_unfinished or self.queue, "nothing moves"
         self.scheduler.check_integrity()
         return updates
@@ -83,6 +99,9 @@ class SimulatedWorker:
             del self.rows[row]
         for block in plan.cleared_blocks:
             self.device[block] = [None] * self.size
+        for source, target in plan.fork_copies:
+            self.device[target] = list(self.device[source])
+        self.num_copies += len(plan.fork_copies)
         for device, host in plan.swap_out:
             self.host[host] = list(self.device[device])
         for source, target in plan.copies:
@@ -91,7 +110,9 @@ class SimulatedWorker:
             self.device[device] = list(self.host[host])
         for new in plan.new_rows:
             assert new.row not in self.rows
-            self.rows[new.row] = _SimulatedRow(new, self.salts[new.request_id])
+            self.rows[new.row] = _SimulatedRow(new, self.salts[new.request_id.split("/")[0]])
+        for number, token in plan.given_tokens:
+            self.rows[number].tokens.append(token)
         for number, block_ids in plan.new_block_ids:
             self.rows[number].blocks += block_ids
 
@@ -101,6 +122,7 @@ class SimulatedWorker:
         assert sum(counts) <= self.scheduler.config.max_num_batched_tokens
         assert len(self.rows) <= self.scheduler.config.max_num_seqs
         self.max_tokens_in_a_step = max(self.max_tokens_in_a_step, sum(counts))
+        self.num_computed += sum(counts)
 
         # As in a real layer, all rows write before any row reads.
         written = set()
@@ -111,19 +133,40 @@ class SimulatedWorker:
                 assert slot[0] != 0 and slot not in written, "two rows write one slot"
                 written.add(slot)
                 self.device[slot[0]][slot[1]] = digest(row.tokens[: position + 1], row.salt)
-        drawn = []
+        result = StepResult(plan.step_id, [])
         for index, (number, count) in enumerate(zip(plan.rows, counts, strict=True)):
             row = self.rows[number]
             end = row.num_computed + count
             for position in range(end):
                 held = self.device[row.blocks[position // self.size]][position % self.size]
                 assert held == digest(row.tokens[: position + 1], row.salt), "a row reads what is not its own"
+            self._score_prompt(result, index, row, row.num_computed, end)
             row.num_computed = end
             if index in plan.samples:
                 assert end == len(row.tokens)
                 token = next_token(row.tokens, row.salt)
-                row.tokens.append(token)
-                drawn.append([token])
+                result.token_ids.append([token])
+                if row.num_candidates:
+                    logprobs = np.array(next_logprobs(row.tokens, row.salt), np.float32)
+                    best = np.argsort(-logprobs)[: row.num_candidates]
+                    result.candidates[plan.samples.index(index)] = Candidates(best.astype(np.int32), logprobs[best])
+                else:
+                    row.tokens.append(token)
             else:
                 assert end < len(row.tokens)
-        return StepResult(plan.step_id, drawn)
+        return result
+
+    def _score_prompt(self, result: StepResult, index: int, row: _SimulatedRow, start: int, end: int) -> None:
+        """The "log-probability" of a prompt token is the token itself."""
+        first = row.params.first_scored_position
+        if first is None:
+            return
+        start = max(start, first, row.num_prompt_logprobs - 1)
+        tokens = np.array(row.tokens[start + 1 : min(end, row.num_prompt_tokens - 1) + 1])
+        if len(tokens):
+            self.num_scored += len(tokens)
+            if row.params.prompt_logprobs is not None:
+                result.prompt_logprobs[index] = (start + 1, LogprobRows(tokens[:, None], tokens[:, None], tokens))
+            skipped = max(0, (row.params.prompt_logprob_start or 0) - start)
+            if row.params.prompt_logprob_token_ids is not None and skipped < len(tokens):
+                result.prompt_token_id_logprobs[index] = (start + skipped + 1, tokens[skipped:, None])

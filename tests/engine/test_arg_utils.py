@@ -17,12 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taco import compat
 from taco.compat import V0_6, V0_33
 from taco.config import TacoConfig
 from taco.engine import arg_utils
 from taco.engine.arg_utils import AsyncEngineArgs, EngineArgs, Immaterial, Implemented, NotBuilt, treatment_of
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.models.loader import source
+from taco.pooling_params import PoolerConfig
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "engine_args_fields.json").read_text(encoding="utf-8"))
 FIELDS = {field.name: field for field in dataclasses.fields(AsyncEngineArgs)}
@@ -36,6 +38,7 @@ class FakeConfig(types.SimpleNamespace):
 
     def __init__(self, **values: Any) -> None:
         defaults = {"model_type": "llama", "vocab_size": 1000, "max_position_embeddings": 4096, "dtype": None}
+        defaults |= {"hidden_size": 64, "architectures": None}
         super().__init__(**{**defaults, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **values})
 
     def get_text_config(self) -> FakeConfig:
@@ -181,9 +184,9 @@ def test_false_is_not_taken_for_zero() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("task", "embed"),
-        ("runner", "pooling"),
-        ("convert", "classify"),
+        ("task", "translate"),
+        ("runner", "draft"),
+        ("convert", "reward"),
         ("load_format", "tensorizer"),
         ("kv_cache_dtype", "fp8"),
         ("quantization", "awq"),
@@ -237,7 +240,7 @@ EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "model": (["org/name"], "org/name"),
     "served_model_name": (["a", "b"], ["a", "b"]),
     "tokenizer": (["org/tokenizer"], "org/tokenizer"),
-    "task": (["generate"], "generate"),
+    "task": (["embed"], "embed"),
     "skip_tokenizer_init": ([], True),
     "tokenizer_mode": (["slow"], "slow"),
     "trust_remote_code": ([], True),
@@ -279,8 +282,10 @@ EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "disable_async_output_proc": ([], True),
     "scheduling_policy": (["priority"], "priority"),
     "generation_config": (["auto"], "auto"),
-    "runner": (["generate"], "generate"),
-    "convert": (["none"], "none"),
+    "override_pooler_config": (['{"pooling_type": "MEAN"}'], PoolerConfig(pooling_type="MEAN")),
+    "pooler_config": (['{"pooling_type": "CLS"}'], PoolerConfig(pooling_type="CLS")),
+    "runner": (["pooling"], "pooling"),
+    "convert": (["embed"], "embed"),
     "kv_cache_memory_bytes": (["1.5g"], 1_500_000_000),
     "long_prefill_token_threshold": (["64"], 64),
     "logprobs_mode": (["raw_logits"], "raw_logits"),
@@ -292,7 +297,7 @@ EXAMPLES: dict[str, tuple[list[str], Any]] = {
 }
 
 # Fields of which every supported value means the same here; other values raise.
-ONE_MEANING = {"task", "config_format", "runner", "convert", "kv_cache_dtype", "device", "quantization"}
+ONE_MEANING = {"config_format", "kv_cache_dtype", "device", "quantization"}
 ONE_MEANING |= {"pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"}
 
 
@@ -353,7 +358,10 @@ def test_no_implemented_field_is_ignored(name: str, loader: FakeLoader) -> None:
     loader.generation_config = {"temperature": 0.5}
     expected, expected_calls = create(), list(loader.calls)
     loader.calls.clear()
-    config = create(**{name: EXAMPLES[name][1]})
+    alongside = {"task": "embed"} if "pooler_config" in name else {}
+    config = create(**{name: EXAMPLES[name][1]}, **alongside)
+    if alongside:
+        expected = create(**alongside)
     assert config != expected or loader.calls != expected_calls
 
 
@@ -740,6 +748,13 @@ def test_all_of_the_vocabulary_as_logprobs() -> None:
 def test_logprobs_mode_follows_the_preset_unless_given(version: str, mode: str) -> None:
     assert create(compat_version=version).model_config.logprobs_mode == mode
     assert create(compat_version=version, logprobs_mode="raw_logits").model_config.logprobs_mode == "raw_logits"
+
+
+def test_without_a_compat_version_the_default_of_the_process_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert create().behaviour is V0_6
+    monkeypatch.setattr(compat, "_default_version", "0.33.0")
+    assert create().behaviour is V0_33
+    assert create(compat_version="0.6").behaviour is V0_6
 
 
 FILE = {"temperature": 0.6, "top_k": 20, "max_new_tokens": 99, "eos_token_id": [1, 2], "do_sample": True, "min_p": None}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from taco.engine.beam_search import BeamOptions
 from taco.engine.input_processor import InputProcessor, ProcessedRequest
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.random_keys import mix_seed, row_seed
@@ -219,6 +220,43 @@ def test_too_many_logprobs_are_refused_in_both_wordings() -> None:
         rejects(processor, "of 400, which is greater", **{name: -1})
         assert process(processor, "hello", **{name: 5}).children
     assert process(make_processor(max_logprobs=400), "hello", logprobs=-1).children
+    wide: dict[str, Any] = {"prompt": [1, 2], "prompt_logprob_token_ids": [[3] * 6]}
+    rejects(processor, "Cannot request more than 5 logprobs. Requested prompt_logprob_token_ids of 6, which is", **wide)
+    assert process(processor, [1, 2], prompt_logprob_token_ids=[[3] * 5]).children
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "start", "num_rows", "is_right"),
+    [
+        (5, None, 4, True),
+        (5, 0, 4, True),
+        (5, 3, 1, True),
+        (5, 1, 4, False),
+        (5, 1, 2, False),
+        (5, 4, 1, False),
+        (5, 9, 1, False),
+        (1, None, 1, False),
+    ],
+)
+def test_given_tokens_need_a_row_for_each_scored_position(
+    num_tokens: int, start: int | None, num_rows: int, is_right: bool
+) -> None:
+    fields: dict[str, Any] = {"prompt_logprob_token_ids": [[3, -1]] * num_rows, "prompt_logprob_start": start}
+    if is_right:
+        [child] = process(make_processor(), [7] * num_tokens, **fields).children
+        assert child.params.first_scored_position == (start or 0)
+    else:
+        scored = max(0, num_tokens - 1 - (start or 0))
+        message = f"prompt_logprob_token_ids has {num_rows} rows, but the prompt has {scored} scored rows"
+        rejects(make_processor(), message, [7] * num_tokens, **fields)
+    # Truncation comes first.
+    [child] = process(make_processor(), [7] * 9, prompt_logprob_token_ids=[[3]] * 2, truncate_prompt_tokens=3).children
+    assert child.num_prompt_tokens == 3
+
+
+def test_given_tokens_must_be_in_the_vocabulary() -> None:
+    message = "token_id 400 in prompt_logprob_token_ids contains out-of-vocab token id"
+    rejects(make_processor(), message, [1, 2, 3], prompt_logprob_token_ids=[[3, -1], [2, 400]])
 
 
 @pytest.mark.parametrize(
@@ -228,6 +266,7 @@ def test_too_many_logprobs_are_refused_in_both_wordings() -> None:
         ("allowed_token_ids", [3, 400]),
         ("stop_token_ids", [-1]),
         ("logprob_token_ids", [400]),
+        ("trace_decode_token_ids", [3, 400]),
     ],
 )
 def test_token_ids_in_params_must_be_in_the_vocabulary(name: str, value: object) -> None:
@@ -269,12 +308,20 @@ def test_what_does_not_exist_is_refused_by_name() -> None:
     processor = make_processor()
     with pytest.raises(UnsupportedFeatureError, match="thinking_token_budget"):
         process(processor, "hello", thinking_token_budget=3)
-    with pytest.raises(UnsupportedFeatureError, match="prompt_logprob_token_ids"):
-        process(processor, "hello", prompt_logprob_token_ids=[[1]])
     with pytest.raises(UnsupportedFeatureError, match="Got lora_request x but LoRA is not enabled!"):
         processor.process("1", "hello", SamplingParams(), lora_request="x")
     with pytest.raises(TypeError, match="sampling_params must be a SamplingParams, but is of type dict"):
         processor.process("1", "hello", {"n": 1})  # type: ignore[arg-type]
+
+
+def test_a_traced_request_ends_with_its_trace() -> None:
+    processor = make_processor(generation_config={"eos_token_id": [EOS, 9]})
+    params = SamplingParams(trace_decode_token_ids=[9, EOS, 7], stop_token_ids=[7], stop="x", max_tokens=50)
+    before = pickle.dumps(params)
+    [child] = processor.process("1", "hello", params).children
+    assert pickle.dumps(params) == before
+    assert child.max_total_tokens == child.num_prompt_tokens + 3
+    assert child.eos_token_id is None and not child.stop_token_ids
 
 
 def test_priority_needs_its_policy_in_06_only() -> None:
@@ -305,6 +352,10 @@ def test_samples_share_the_prompt_and_differ_in_seed() -> None:
     assert len({id(child.prompt_token_ids) for child in processed.children}) == 1
     # One of them computes the prompt's log-probabilities.
     assert [child.params.prompt_logprobs for child in processed.children] == [2, None, None]
+    fields: dict[str, Any] = {"prompt_logprob_token_ids": [[3]], "prompt_logprob_start": 0}
+    children = process(make_processor(), [1, 2], n=2, **fields).children
+    assert [child.params.first_scored_position for child in children] == [0, None]
+    children[1].params.normalise()
     assert process(make_processor(), "hello").children[0].request_id == "7"
 
 
@@ -324,6 +375,39 @@ def test_best_of_is_refused_where_there_are_no_log_probabilities_to_rank_by(mode
         process(processor, "hello", n=2, best_of=4)
     assert process(processor, "hello", n=2, best_of=2, logprobs=1).children
     assert process(make_processor(logprobs_mode="raw_logprobs"), "hello", n=2, best_of=4).children
+
+
+BEAMS: dict[str, Any] = {"use_beam_search": True, "temperature": 0}
+
+
+def test_a_beam_search_starts_with_one_request_that_asks_for_candidates() -> None:
+    processed = process(make_processor(), "hello", n=2, best_of=4, length_penalty=0.5, early_stopping="never", **BEAMS)
+    [root] = processed.children
+    assert root.num_candidates == 8 and root.request_id == processed.request_id
+    assert processed.beam_options == BeamOptions(
+        width=4,
+        num_returned=2,
+        length_penalty=0.5,
+        score_includes_prompt=True,
+        early_stopping="never",
+        ends_anywhere=False,
+        num_candidates=8,
+        keeps_candidates=False,
+    )
+    assert process(make_processor(), "hello", n=2, **BEAMS).children[0].num_candidates == 4
+
+
+@pytest.mark.parametrize(("logprobs", "num_candidates"), [(0, 4), (3, 4), (7, 7), (-1, 400)])
+def test_as_many_candidates_as_log_probabilities_are_asked_for(logprobs: int, num_candidates: int) -> None:
+    processed = process(make_processor(max_logprobs=400), "hello", n=2, logprobs=logprobs, **BEAMS)
+    assert processed.children[0].num_candidates == num_candidates
+    assert processed.beam_options is not None and processed.beam_options.keeps_candidates
+    assert not processed.hides_logprobs
+
+
+def test_beam_search_is_refused_where_there_are_no_log_probabilities_to_rank_by() -> None:
+    with pytest.raises(UnsupportedFeatureError, match="Beam search ranks sequences .*logprobs_mode='raw_logits'"):
+        process(make_processor(logprobs_mode="raw_logits"), "hello", n=2, **BEAMS)
 
 
 def test_rows_without_a_seed_differ_and_repeat_in_a_new_engine() -> None:

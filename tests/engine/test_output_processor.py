@@ -4,6 +4,7 @@ import gc
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -467,6 +468,28 @@ def test_prompt_logprobs_come_in_parts_before_or_with_the_last_token(kind: Reque
     assert logprobs[1][prompt[1]].rank == 5 and logprobs[1][300].rank == 1
     # A prompt of one token has nothing to score.
     assert Harness([9], output_kind=FINAL, prompt_logprobs=0).finish([EOS]).prompt_logprobs == [None]
+
+
+@pytest.mark.parametrize("kind", [FINAL, CUMULATIVE])
+def test_given_tokens_of_the_prompt_make_an_array_once_all_are_there(kind: RequestOutputKind) -> None:
+    fields: dict[str, Any] = {"prompt_logprob_token_ids": [[5, 6], [7], [8, 9]], "prompt_logprob_start": 1}
+    parts = [(2, [[-1.0, -2.0]]), (2, [[-1.5, -2.5], [-3.0, -np.inf]]), (4, [[-4.0, -5.0]])]  # one comes again
+    harness = Harness([1, 2, 3, 4, 5], output_kind=kind, n=2, **fields)
+    for start, rows in parts:
+        update = RequestUpdate(harness.children[0], [], prompt_token_id_logprobs=(start, np.array(rows, np.float32)))
+        assert harness.update([update]) == []
+    outputs = [*harness.feed([9]), *harness.feed([EOS]), *harness.feed([EOS], child=1)]
+    for output in outputs:
+        found = output.prompt_token_id_logprobs
+        assert found is not None and found.dtype == np.float32
+        assert found.tolist() == [[-1.5, -2.5], [-3.0, -np.inf], [-4.0, -5.0]]
+        assert output.prompt_logprobs is None
+    assert len(outputs) == (1 if kind is FINAL else 3)
+    # What is not whole is not shown.
+    harness = Harness([1, 2, 3, 4, 5], output_kind=kind, **fields)
+    harness.update([RequestUpdate(harness.children[0], [], prompt_token_id_logprobs=(2, np.zeros((2, 2), np.float32)))])
+    output = harness.processor.abort("r")
+    assert output is not None and output.prompt_token_id_logprobs is None
 
 
 # Bookkeeping

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,12 +86,30 @@ def scenarios(draw):
                 st.sampled_from([None, None, "salt"]),
                 st.integers(0, 15),  # step at which it arrives
                 st.sampled_from([None, None, None, 3, 8]),  # step at which it is aborted
+                st.booleans(),  # wants prompt_logprobs
+                st.sampled_from([None, None, 0, 5, 12]),  # prompt_logprob_start
             ),
             min_size=1,
             max_size=10,
         )
     )
     return config, requests, draw(st.integers(0, 2))
+
+
+def check_prompt_logprobs(request, updates):
+    """Every prompt token is scored once and in order; in the places of given ids also, but there it may come again."""
+    updates = [update for update in updates if update.request is request]
+    found = []
+    for update in updates:
+        if update.prompt_logprobs is not None:
+            assert update.prompt_logprobs_start == len(found) + 1
+            found += update.prompt_logprobs.ranks.tolist()
+    assert found == ([] if request.params.prompt_logprobs is None else request.prompt_token_ids[1:])
+    places = [update.prompt_token_id_logprobs for update in updates if update.prompt_token_id_logprobs is not None]
+    scores = {start + i: row for start, rows in places for i, [row] in enumerate(rows.tolist())}
+    ids = request.params.prompt_logprob_token_ids
+    first = request.num_prompt_tokens - (0 if ids is None else len(ids))
+    assert scores == dict(enumerate(request.prompt_token_ids[first:], first))
 
 
 @given(scenarios())
@@ -100,7 +119,11 @@ def test_every_request_gets_the_tokens_it_would_get_alone(scenario):
     scheduler = make_scheduler(**config)
     worker = SimulatedWorker(scheduler, num_ahead)
     requests = []
-    for index, (prompt, max_tokens, priority, stops, salt, arrival, abort) in enumerate(specs):
+    for index, (prompt, max_tokens, priority, stops, salt, arrival, abort, scored, start) in enumerate(specs):
+        params = {"prompt_logprobs": 0 if scored else None}
+        if start is not None and len(prompt) - 1 > start:
+            ids = np.zeros((len(prompt) - 1 - start, 1), np.int64)
+            params |= {"prompt_logprob_token_ids": ids, "prompt_logprob_start": start}
         request = make_request(
             str(index),
             prompt,
@@ -110,6 +133,7 @@ def test_every_request_gets_the_tokens_it_would_get_alone(scenario):
             eos_token_id=3 if stops else None,
             stop_token_ids=frozenset({5}) if stops else frozenset(),
             cache_salt=salt,
+            params=params,
         )
         requests.append((arrival, abort, request))
     for step in range(16):
@@ -134,6 +158,7 @@ def test_every_request_gets_the_tokens_it_would_get_alone(scenario):
             ended_by_token = expected[-1] in ((3, 5) if request.stop_token_ids else ())
             wanted = RequestStatus.FINISHED_STOPPED if ended_by_token else RequestStatus.FINISHED_LENGTH
             assert request.status == wanted
+            check_prompt_logprobs(request, worker.updates)
     scheduler.blocks.begin_step()  # lets go of what the last step copied from
     assert scheduler.blocks.pool.num_free == scheduler.blocks.num_usable_blocks
     assert scheduler.blocks.host.num_free == config["num_host_blocks"]
@@ -221,6 +246,37 @@ def test_prompt_logprobs_and_salts_keep_out_of_the_prefix_cache():
         worker.add(request)
     run(worker)
     assert [r.num_cached_tokens for r in (with_logprobs, salted, refusing)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("start", [0, 3, 4, 5, 9])
+def test_a_prompt_scored_from_a_position_on_reads_the_cache_up_to_there(start):
+    scheduler = make_scheduler()
+    worker = SimulatedWorker(scheduler)
+    worker.add(make_request("a", range(11), 1))
+    run(worker)
+    ids = np.zeros((10 - start, 1), np.int64)
+    params = {"prompt_logprob_token_ids": ids, "prompt_logprob_start": start, "skip_reading_prefix_cache": False}
+    request = make_request("b", range(11), 1, params=params)
+    refusing = make_request("c", range(11), 1, params=params | {"skip_reading_prefix_cache": True})
+    worker.add(request)
+    worker.add(refusing)
+    run(worker)
+    assert (request.num_cached_tokens, refusing.num_cached_tokens) == (start, 0)
+    check_prompt_logprobs(request, worker.updates)
+    check_prompt_logprobs(refusing, worker.updates)
+
+
+def test_a_preempted_request_scores_no_prompt_token_again():
+    scheduler = make_scheduler(num_blocks=11, num_host_blocks=0, max_num_batched_tokens=8)
+    worker = SimulatedWorker(scheduler)
+    other = make_request("a", range(8), 30)
+    scored = make_request("b", range(12, 30), 16, params={"prompt_logprobs": 0})
+    worker.add(other)
+    worker.add(scored)
+    run(worker)
+    assert scored.num_preemptions > 0
+    check_prompt_logprobs(scored, worker.updates)
+    assert worker.num_scored == 17
 
 
 def test_more_important_requests_overtake_and_preempt():

@@ -50,3 +50,56 @@ def cuda() -> None:
 def test_tokens_equal_those_of_the_cpu(tiny_llama_path: Path, params: SamplingParams, options: dict[str, Any]) -> None:
     expected = tokens(tiny_llama_path, "cpu", params, kv_cache_memory_bytes=4 << 20)
     assert tokens(tiny_llama_path, "cuda", params, **options) == expected
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=0), SamplingParams(temperature=0.9, seed=3)], ids=["greedy", "random"]
+)
+def test_log_probabilities_are_those_of_the_cpu(tiny_llama_path: Path, params: SamplingParams) -> None:
+    params = params.clone()
+    params.max_tokens, params.ignore_eos, params.logprobs, params.prompt_logprobs = 12, True, 3, 2
+    found = {}
+    for device in ("cpu", "cuda"):
+        with LLM(str(tiny_llama_path), device=device, dtype="float32", kv_cache_memory_bytes=4 << 20) as llm:
+            found[device] = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], params, use_tqdm=False)
+    for ours, expected in zip(found["cuda"], found["cpu"], strict=True):
+        for mine, right in (
+            (ours.prompt_logprobs[1:], expected.prompt_logprobs[1:]),
+            (ours.outputs[0].logprobs, expected.outputs[0].logprobs),
+        ):
+            for entries, others in zip(mine, right, strict=True):
+                assert {token: entry.rank for token, entry in entries.items()} == {
+                    token: entry.rank for token, entry in others.items()
+                }
+                for token, entry in entries.items():
+                    assert entry.logprob == pytest.approx(others[token].logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_gpu_blocks_override": 10, "max_model_len": 128, "swap_space": 0.01}], ids=["", "swapping"]
+)
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_starting_a_step_does_not_wait_for_the_device(
+    tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, options: dict[str, Any]
+) -> None:
+    import torch
+
+    from taco.worker.model_runner import ModelRunner
+
+    submit = ModelRunner.submit
+    num_steps = 0
+
+    def checked(*args: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        # The first steps load kernels and make handles of libraries.
+        torch.cuda.set_sync_debug_mode("error" if num_steps > 3 else "default")
+        try:
+            return submit(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(ModelRunner, "submit", checked)
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=24, ignore_eos=True)
+    assert all(len(found) == 24 for found in tokens(tiny_llama_path, "cuda", params, **options))
+    assert num_steps > 24

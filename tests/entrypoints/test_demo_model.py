@@ -17,6 +17,7 @@ from taco.entrypoints.demo_model import (
     MODELS,
     ModelCorruptError,
     ModelUnavailableError,
+    PackagedFolder,
     PackagedModel,
     Wheel,
     packaged_model,
@@ -132,7 +133,7 @@ def test_two_callers_at_once_both_get_the_file(
 
 
 def test_unknown_name_lists_the_models() -> None:
-    with pytest.raises(TacoValidationError, match="gemma3-270m, smollm2"):
+    with pytest.raises(TacoValidationError, match="gemma3-270m, minilm, smollm2"):
         packaged_model("gpt5")
 
 
@@ -140,3 +141,56 @@ def test_unknown_name_lists_the_models() -> None:
 def test_demo_model_has_its_pinned_sum(smollm2_path: Path) -> None:
     with smollm2_path.open("rb") as file:
         assert demo_model._sha256(file) == MODELS["smollm2"].sha256
+
+
+@pytest.fixture
+def packaged_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: list[str]) -> PackagedFolder:
+    path = tmp_path / "index" / "folder-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("folder/model/config.json", "{}")
+        archive.writestr("folder/model/1_Pooling/config.json", "[]")
+        archive.writestr("folder/other.txt", "no part of the model")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    tiny = PackagedFolder("tiny-folder", 4, Wheel("folder==1.0", sha256, "folder/model/"))
+    monkeypatch.setitem(MODELS, "tiny-folder", tiny)
+    return tiny
+
+
+def test_a_folder_is_put_in_place_as_a_whole_and_fetched_once(
+    packaged_folder: PackagedFolder, tmp_path: Path, copied: list[str]
+) -> None:
+    path = packaged_model("tiny-folder")
+    assert packaged_model("tiny-folder") == path and len(copied) == 1
+    assert (path / "1_Pooling" / "config.json").read_text() == "[]"
+    assert cached_files(tmp_path) == [
+        "models",
+        "models/tiny-folder",
+        "models/tiny-folder/1_Pooling",
+        "models/tiny-folder/1_Pooling/config.json",
+        "models/tiny-folder/config.json",
+    ]
+
+
+def test_a_folder_from_another_wheel_is_not_kept(
+    packaged_folder: PackagedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = Wheel(packaged_folder.wheel.requirement, "0" * 64, packaged_folder.wheel.member)
+    monkeypatch.setitem(MODELS, "tiny-folder", PackagedFolder("tiny-folder", 4, wheel))
+    with pytest.raises(ModelCorruptError):
+        packaged_model("tiny-folder")
+    assert cached_files(tmp_path) == ["models"]
+
+
+def test_a_process_that_comes_second_takes_the_folder_of_the_first(
+    packaged_folder: PackagedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = demo_model._download
+
+    def slow(wheel: Wheel, folder: Path) -> Path:
+        there = tmp_path / "cache" / "models" / "tiny-folder"
+        there.mkdir()
+        (there / "config.json").write_text("first")
+        return download(wheel, folder)
+
+    monkeypatch.setattr(demo_model, "_download", slow)
+    assert (packaged_model("tiny-folder") / "config.json").read_text() == "first"

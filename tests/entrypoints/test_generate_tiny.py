@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -110,6 +111,97 @@ def test_logprobs_equal_transformers(llm: LLM, reference: LlamaForCausalLM) -> N
             assert set(best) == set(scores[position].topk(2).indices.tolist())
         own = [row[token].logprob for row, token in zip(completion.logprobs or (), completion.token_ids, strict=True)]
         assert completion.cumulative_logprob == pytest.approx(sum(own))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"max_num_seqs": 3, "max_num_batched_tokens": 8, "async_scheduling": True},
+        {"num_gpu_blocks_override": 10, "preemption_mode": "recompute"},
+        {"num_gpu_blocks_override": 10, "preemption_mode": "swap"},
+    ],
+    ids=str,
+)
+def test_given_tokens_of_a_prompt_are_scored_as_by_transformers(
+    make: Make,
+    reference: LlamaForCausalLM,
+    expected: list[list[int]],
+    limits: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if limits:
+        monkeypatch.setattr("taco.worker.memory.logits_rows", lambda *_: 5)
+    prompts = PROMPTS[1:]
+    params = []
+    for index, prompt in enumerate(prompts):
+        start = [None, len(prompt) // 2, 0, len(prompt) - 2, len(prompt) // 2][index % 5]
+        ids = np.random.default_rng(index).integers(-1, 256, (len(prompt) - 1 - (start or 0), 1 + index % 3))
+        params.append(
+            SamplingParams(
+                temperature=0.5 if index == 3 else 0,  # the scores know no temperature
+                n=2 if index == 3 else 1,
+                max_tokens=12,
+                prompt_logprob_token_ids=ids,
+                prompt_logprob_start=start,
+                prompt_logprobs=1 if index % 2 else None,
+            )
+        )
+    with make(**limits) as llm:
+        for _ in range(2):  # the second time prompts are found in the prefix cache, up to what is scored
+            outputs = llm.generate(prompts, params, **QUIET)
+            for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+                ids, start = params[index].prompt_logprob_token_ids, params[index].prompt_logprob_start or 0
+                assert isinstance(ids, np.ndarray)
+                with torch.inference_mode():
+                    scores = reference(torch.tensor([prompt])).logits[0].log_softmax(-1).numpy()
+                found = output.prompt_token_id_logprobs
+                assert found is not None and found.dtype == np.float32
+                wanted = np.where(ids < 0, -np.inf, np.take_along_axis(scores[start:-1], ids.clip(0), 1))
+                np.testing.assert_allclose(found, wanted, atol=1e-4)
+                assert (output.prompt_logprobs is None) == (params[index].prompt_logprobs is None)
+                if index != 3:
+                    assert output.outputs[0].token_ids == expected[index + 1]
+                for position, row in enumerate(output.prompt_logprobs or ()):
+                    if row is not None and index != 3:
+                        own = prompt[position]
+                        assert row[own].logprob == pytest.approx(float(scores[position - 1, own]), abs=1e-4)
+        cached = [output.num_cached_tokens for output in outputs]
+    # As far as what is scored, unless the device is short of blocks.
+    assert cached[0] == 0 and ("num_gpu_blocks_override" in limits or cached[4] == len(prompts[4]) // 2)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_num_seqs": 3, "async_scheduling": True}], ids=str)
+def test_traces_are_followed_and_scored_as_prompts_are(make: Make, limits: dict[str, Any]) -> None:
+    traces = [[(11 * i + n) % 200 for n in range(1 + i)] for i in range(len(PROMPTS))]
+    traces[4][2] = 1  # an end of sequence ends nothing
+    params = [
+        SamplingParams(temperature=i % 2, max_tokens=8, logprobs=0, trace_decode_token_ids=trace)
+        for i, trace in enumerate(traces)
+    ]
+    with make(**limits) as llm:
+        outputs = llm.generate(PROMPTS, params, **QUIET)
+        assert tokens(outputs) == [trace[:8] for trace in traces]
+        assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+        whole = [prompt + trace[:8] for prompt, trace in zip(PROMPTS, traces, strict=True)]
+        scored = llm.generate(
+            whole,
+            [
+                SamplingParams(
+                    temperature=0,
+                    max_tokens=1,
+                    prompt_logprob_token_ids=[[token] for token in trace[:8]],
+                    prompt_logprob_start=len(prompt) - 1,
+                )
+                for prompt, trace in zip(PROMPTS, traces, strict=True)
+            ],
+            **QUIET,
+        )
+    for trace, output, score in zip(traces, outputs, scored, strict=True):
+        rows = output.outputs[0].logprobs
+        assert rows is not None and score.prompt_token_id_logprobs is not None
+        followed = [row[token].logprob for row, token in zip(rows, trace[:8], strict=True)]
+        np.testing.assert_allclose(followed, score.prompt_token_id_logprobs[:, 0], atol=1e-4)
 
 
 def test_samples_do_not_depend_on_the_batch(make: Make) -> None:
@@ -275,3 +367,30 @@ def test_all_memory_is_given_back_at_once(make: Make) -> None:
     assert tensors() <= before
     with pytest.raises(EngineDeadError):
         llm.generate("hello", **QUIET)
+
+
+def test_deleting_the_model_executor_closes_the_engine(make: Make) -> None:
+    llm = make()
+    assert llm.llm_engine.model_executor is not None
+    del llm.llm_engine.model_executor  # as programs do to free memory
+    assert llm.llm_engine.model_executor is None
+    with pytest.raises(EngineDeadError):
+        llm.generate("hello", **QUIET)
+
+
+def test_nothing_is_closed_while_python_ends(make: Make) -> None:
+    with make() as llm:
+        for owner in (llm, llm.llm_engine):
+            owner.__del__(lambda: True)
+        assert llm.generate(PROMPTS[0], **QUIET)
+
+
+def test_scattered_prompts_with_common_prefixes_run_together(make: Make) -> None:
+    """The cache holds one of the four prefixes at a time, and each is computed once all the same."""
+    prefixes = [[10 + 7 * number] * 64 for number in range(4)]
+    prompts = [[*prefixes[i % 4], 100 + i, 5] for i in range(24)]
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    with make(kv_cache_memory_bytes=None, num_gpu_blocks_override=8, max_model_len=80, max_num_seqs=1) as llm:
+        outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, **QUIET)
+    assert [output.prompt_token_ids for output in outputs] == prompts
+    assert [output.num_cached_tokens for output in outputs] == [0] * 4 + [64] * 20

@@ -43,6 +43,28 @@ def test_swapping_out_and_in_brings_content_to_another_block():
     assert numbers(cache, 4) == [4, 104, 204, 304]
 
 
+@pytest.mark.parametrize("options", [{}, {"block_size": 1, "head_dim": 1, "num_kv_heads": 3, "dtype": torch.bfloat16}])
+@pytest.mark.parametrize(
+    "host_blocks", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 5], [5], [6, 1, 4, 3]], ids=lambda blocks: str(blocks)
+)
+def test_blocks_come_back_from_wherever_they_were_swapped_to(host_blocks, options):
+    cache = make_cache(num_host_blocks=7, **options)
+    fill(cache)
+    device_blocks = [4, 1, 5, 2][: len(host_blocks)]
+    before = {block: numbers(cache, block) for block in range(6)}
+    cache.swap_out(list(zip(device_blocks, host_blocks, strict=True)))
+    assert {block: numbers(cache, block) for block in range(6)} == before
+    cache.clear(device_blocks)
+    targets = [1, 4, 2, 5][: len(host_blocks)]
+    pairs = list(zip(reversed(host_blocks), targets, strict=True))
+    for some in (pairs[:1], pairs[1:]):
+        if some:
+            cache.swap_in(some)
+    for source, target in zip(reversed(device_blocks), targets, strict=True):
+        assert numbers(cache, target) == before[source]
+    assert numbers(cache, 3) == before[3]
+
+
 def test_swap_space_for_cuda_is_one_pinned_buffer(monkeypatch):
     buffers = []
     monkeypatch.setattr(

@@ -9,7 +9,10 @@ import torch
 
 from taco.errors import OutOfMemoryError
 from taco.kernels.attention import paged_attention, write_kv
+from taco.models.loader.apply import load_dummy_weights
+from taco.models.registry import resolve_model_class
 from taco.worker import memory, profile
+from tests.models.harness import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -95,3 +98,13 @@ def test_a_step_that_does_not_fit_names_arguments_to_try(cuda, monkeypatch):
     monkeypatch.setattr(AttentionModel, "compute_logits", fail)
     with pytest.raises(OutOfMemoryError, match=r"max_num_batched_tokens \(it is 16\) or max_model_len \(it is 50\)"):
         profile.worst_case_bytes(make_config(16, 50), AttentionModel(), CPU)
+
+
+def test_the_largest_step_of_an_encoder_runs(cuda):
+    config = tiny_config("bert")
+    config.architectures = ["BertModel"]
+    with torch.device("meta"):
+        model = resolve_model_class(config)(config)
+    load_dummy_weights(model, device=CPU, dtype=torch.float32)
+    model.finalize()
+    assert profile.worst_case_bytes(make_config(200, 96), model, CPU) == 300

@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from taco.entrypoints.cli import chat, demo, generate
+from taco.entrypoints.cli import chat, demo, generate, run
 from taco.errors import TacoError
 from taco.version import __version__
 
-COMMANDS = {"demo": demo, "generate": generate, "chat": chat}
+COMMANDS = {"demo": demo, "generate": generate, "chat": chat, "run": run}
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:

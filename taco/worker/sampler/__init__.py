@@ -7,12 +7,13 @@
 | `tables.py` | per-row numbers and lists that are gathered without a loop |
 | `processors.py`, `constraints.py`, `penalties.py` | features that edit logits |
 | `filters.py` | temperature, top-k, top-p, min-p |
-| `random.py`, `draw.py` | stateless random numbers and the draw |
+| `random.py`, `draw.py` | stateless random numbers, the draw, and traces in its place |
 | `logprobs.py` | log-probabilities |
 """
 
 from __future__ import annotations
 
+from taco.worker.sampler.logprobs import concatenate
 from taco.worker.sampler.sampler import Sampler, SamplerOutput
 
-__all__ = ["Sampler", "SamplerOutput"]
+__all__ = ["Sampler", "SamplerOutput", "concatenate"]

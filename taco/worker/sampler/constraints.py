@@ -12,7 +12,8 @@ import torch
 
 from taco.plan import NewRow
 from taco.worker.sampler.feature import Feature, Selection
-from taco.worker.sampler.tables import RaggedRows, to_device
+from taco.worker.sampler.tables import RaggedRows
+from taco.worker.transfer import to_device
 
 MAX_LOGIT_BIAS = 100.0
 

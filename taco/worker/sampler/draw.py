@@ -7,10 +7,38 @@ import torch
 
 from taco.kernels.sampling import inverse_cdf
 from taco.plan import NewRow
-from taco.worker.sampler.feature import Feature
+from taco.worker.sampler.feature import Feature, Selection
 from taco.worker.sampler.filters import Kept, drop_filtered, is_greedy
 from taco.worker.sampler.random import uniform
-from taco.worker.sampler.tables import to_device
+from taco.worker.transfer import to_device
+
+
+class Trace(Feature):
+    """`trace_decode_token_ids`: these tokens are taken, one after the other, whatever was drawn."""
+
+    def __init__(self) -> None:
+        self._traces: dict[int, list[int]] = {}
+
+    def add(self, new: NewRow) -> bool:
+        trace = new.params.trace_decode_token_ids
+        if trace is None:
+            return False
+        self._traces[new.row] = trace
+        return True
+
+    def remove(self, row: int) -> None:
+        del self._traces[row]
+
+    def replace(self, selection: Selection, token_ids: torch.Tensor) -> None:
+        """Writes the tokens of the selected rows over those drawn, int64 [N]; past its end a trace has none."""
+        found = [
+            (position, trace[index])
+            for position, row, index in zip(*(part.tolist() for part in selection), strict=True)
+            if index < len(trace := self._traces[row])
+        ]
+        if found:
+            positions, traced = np.array(found).T
+            token_ids.index_copy_(0, to_device(positions, token_ids.device), to_device(traced, token_ids.device))
 
 
 class Draw(Feature):
@@ -21,7 +49,7 @@ class Draw(Feature):
 
     def add(self, new: NewRow) -> bool:
         self._seeds[new.row] = new.seed
-        return not is_greedy(new)
+        return not is_greedy(new) and not new.num_candidates
 
     def uniforms(self, rows: np.ndarray, positions: np.ndarray, device: torch.device) -> torch.Tensor:
         """The random numbers, float64 [n], of tokens before which `positions` tokens stand in their rows."""

@@ -16,7 +16,8 @@ from taco.kernels.sampling import chunk_sums, edge_of, nucleus, top_tokens
 from taco.plan import NewRow
 from taco.sampling_params import SamplingType
 from taco.worker.sampler.feature import Feature, Selection
-from taco.worker.sampler.tables import RowArray, select_rows, to_device
+from taco.worker.sampler.tables import RowArray, select_rows
+from taco.worker.transfer import to_device
 
 LIST_LENGTH = 128  # of a row without top_k
 LISTED_TOP_K = 1024  # with a larger top_k, a list of so many tokens would be no shortcut

@@ -7,7 +7,8 @@ import torch
 
 from taco.plan import NewRow
 from taco.worker.sampler.feature import Feature, Selection
-from taco.worker.sampler.tables import RaggedRows, RowArray, to_device
+from taco.worker.sampler.tables import RaggedRows, RowArray
+from taco.worker.transfer import to_device
 
 
 class Penalties(Feature):

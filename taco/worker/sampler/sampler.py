@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from taco.kernels.sampling import max_token
-from taco.plan import LogprobRows, NewRow
+from taco.plan import Candidates, LogprobRows, NewRow
+from taco.worker.sampler.candidates import CandidateTokens, candidates_to_host
 from taco.worker.sampler.constraints import (
     AllowedTokens,
     BannedPhrases,
@@ -19,13 +20,14 @@ from taco.worker.sampler.constraints import (
     MinTokens,
     NoRepeatNgrams,
 )
-from taco.worker.sampler.draw import Draw, draw, draw_filtered
+from taco.worker.sampler.draw import Draw, Trace, draw, draw_filtered
 from taco.worker.sampler.feature import Feature, Selection
 from taco.worker.sampler.filters import Filters, Temperature, drop_filtered
-from taco.worker.sampler.logprobs import Logprobs, Scores, to_host
+from taco.worker.sampler.logprobs import Logprobs, Scores, concatenate, to_host
 from taco.worker.sampler.penalties import Penalties
 from taco.worker.sampler.processors import LogitsProcessors
-from taco.worker.sampler.tables import select_rows, to_device
+from taco.worker.sampler.tables import select_rows
+from taco.worker.transfer import to_device
 
 # Logits handled at a time. Temporaries are at most six times as large, in bytes: 100 MB on a CPU, where smaller blocks
 # also stay in the cache.
@@ -39,15 +41,24 @@ class SamplerOutput:
 
     Args:
         token_ids: int64 [N] on the device; some valid id where the row has an error.
-        peaks: float32 [N] on the device, the largest logit of each row after all edits.
+        peaks: float32 [N], the largest logit of each row after all edits.
         processor_errors: by position, what went wrong in callers' logits processors.
         scores: positions, and the log-probabilities at them.
+        candidates: positions, and token ids and log-probabilities of the most likely tokens at them; what was drawn
+            there is void.
     """
 
     token_ids: torch.Tensor
     peaks: torch.Tensor
     processor_errors: dict[int, str] = field(default_factory=dict)
     scores: list[tuple[np.ndarray, Scores]] = field(default_factory=list)
+    candidates: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def start_copies(self) -> None:
+        """Starts to copy to the host what is read there; an event that is recorded next says that it has arrived."""
+        self.peaks = _start_copy(self.peaks)
+        self.scores = [(positions, Scores(*map(_start_copy, scores))) for positions, scores in self.scores]
+        self.candidates = [(positions, *map(_start_copy, tensors)) for positions, *tensors in self.candidates]
 
     @cached_property
     def errors(self) -> dict[int, str]:
@@ -74,13 +85,18 @@ class SamplerOutput:
                 rows[position] = LogprobRows(own.token_ids.copy(), own.logprobs.copy(), own.ranks.copy())
         return rows
 
+    def candidate_rows(self) -> dict[int, Candidates]:
+        """Position -> the most likely tokens there, for the rows that want them; waits for the device."""
+        return candidates_to_host(self.candidates)
+
 
 class Sampler:
     """Draws tokens for rows, each with its own parameters.
 
     Logits go through, in this order: the caller's logits processors, allowed ids, bad words, n-grams, logit bias,
     minimum length; penalties; temperature; top-k, top-p, min-p. Then the most likely token is taken (greedy rows), or
-    one is drawn. A row's result depends on its logits, its parameters, its tokens and its seed, not on its neighbours.
+    one is drawn; a row that follows a trace takes the trace's token instead. A row's result depends on its logits, its
+    parameters, its tokens and its seed, not on its neighbours.
 
     The sampler counts the tokens of a row by itself: those it was given by `add` and `append`, and those that it drew
     and that were not appended yet. So it may be called again before the last tokens are known to the host. A row number
@@ -92,6 +108,7 @@ class Sampler:
         device: of the logits.
         logprobs_mode: see `taco.worker.sampler.logprobs.Logprobs`.
         rank_counts_ties: likewise.
+        processes_prompt: "processed" modes show the prompt after temperature and filters; else it is never processed.
     """
 
     def __init__(
@@ -102,6 +119,7 @@ class Sampler:
         device: torch.device,
         logprobs_mode: str = "processed_logprobs",
         rank_counts_ties: bool = False,
+        processes_prompt: bool = True,
     ) -> None:
         self._vocab_size = vocab_size
         self._block_rows = max(1, (BLOCK_ENTRIES_CPU if device.type == "cpu" else BLOCK_ENTRIES) // vocab_size)
@@ -109,7 +127,10 @@ class Sampler:
         self._temperature = Temperature(max_num_rows, device)
         self._filters = Filters(vocab_size, max_num_rows, device)
         self._draw = Draw(max_num_rows)
+        self._trace = Trace()
         self._logprobs = Logprobs(vocab_size, max_num_rows, logprobs_mode, rank_counts_ties)
+        self._processes_prompt = processes_prompt and not self._logprobs.raw
+        self._candidates = CandidateTokens(vocab_size, max_num_rows, self._logprobs.raw)
         self._edits: tuple[Feature, ...] = (
             self._processors,
             AllowedTokens(vocab_size, max_num_rows),
@@ -121,7 +142,14 @@ class Sampler:
             Penalties(vocab_size, max_num_rows, device),
             self._temperature,
         )
-        self._features: tuple[Feature, ...] = (*self._edits, self._filters, self._draw, self._logprobs)
+        self._features: tuple[Feature, ...] = (
+            *self._edits,
+            self._filters,
+            self._draw,
+            self._trace,
+            self._logprobs,
+            self._candidates,
+        )
         self._bits = {feature: 1 << index for index, feature in enumerate(self._features)}
         self._edit_bits = sum(self._bits[feature] for feature in self._edits)
         self._output_bits = sum(bit for feature, bit in self._bits.items() if feature.follows_output)
@@ -217,6 +245,7 @@ class Sampler:
         for start, output in zip(range(0, len(index), block), outputs, strict=True):
             whole.processor_errors.update({start + place: text for place, text in output.processor_errors.items()})
             whole.scores += [(start + places, scores) for places, scores in output.scores]
+            whole.candidates += [(start + places, *candidates) for places, *candidates in output.candidates]
         return whole
 
     def _sample_block(self, rows: np.ndarray, positions: np.ndarray, logits: torch.Tensor) -> SamplerOutput:
@@ -237,6 +266,12 @@ class Sampler:
             reported = select_rows(logits, scored.positions)
             if reported is logits and used & self._edit_bits:
                 reported = logits.clone()
+        chosen_by_host = select(self._candidates)
+        raw_logits = None
+        if chosen_by_host is not None and self._candidates.raw:
+            raw_logits = select_rows(logits, chosen_by_host.positions)
+            if raw_logits is logits and used & self._edit_bits:
+                raw_logits = logits.clone()
         for feature in self._edits:
             selection = select(feature)
             if selection is not None:
@@ -246,11 +281,17 @@ class Sampler:
 
         if used & (self._bits[self._draw] | self._bits[self._filters]):
             self._draw_tokens(rows, positions, uses, logits, output)
+        traced = select(self._trace)
+        if traced is not None:
+            self._trace.replace(traced, token_ids)
         if scored is not None:
             if reported is None:
                 reported = select_rows(logits, scored.positions)
             own = select_rows(token_ids, scored.positions)
             output.scores += self._logprobs.collect(scored, reported, own)
+        if chosen_by_host is not None:
+            edited = select_rows(logits, chosen_by_host.positions)
+            output.candidates += self._candidates.collect(chosen_by_host, edited, raw_logits)
         return output
 
     def _draw_tokens(
@@ -286,7 +327,7 @@ class Sampler:
     def prompt_logprobs(self, row: int, logits: torch.Tensor, next_token_ids: Sequence[int]) -> LogprobRows:
         """Log-probabilities of prompt tokens.
 
-        As vLLM 0.6 does, "processed" applies temperature and filters to the prompt, but no other edits.
+        Of all edits, only temperature and filters can apply; see `processes_prompt`.
 
         Args:
             row: row number.
@@ -297,16 +338,25 @@ class Sampler:
         scores = []
         for start in range(0, len(logits), self._block_rows):
             part = slice(start, start + self._block_rows)
-            processed = logits[part] if self._logprobs.raw else self._process_prompt(row, logits[part])
+            processed = self._process_prompt(row, logits[part]) if self._processes_prompt else logits[part]
             scores.append(self._logprobs.score_prompt(processed, token_ids[part], int(self._prompt_logprobs[row])))
-        parts = to_host(scores)
-        if len(parts) == 1:
-            return parts[0]
-        return LogprobRows(
-            np.concatenate([part.token_ids for part in parts]),
-            np.concatenate([part.logprobs for part in parts]),
-            np.concatenate([part.ranks for part in parts]),
-        )
+        return concatenate(to_host(scores))
+
+    def prompt_token_id_logprobs(self, logits: torch.Tensor, token_ids: np.ndarray) -> np.ndarray:
+        """Log-probabilities of given tokens, float32 [M, k]; -inf for id -1.
+
+        They are the model's own: neither temperature and filters nor any other edit applies.
+
+        Args:
+            logits: float32 [M, vocab], M >= 1; not changed.
+            token_ids: int64 [M, k].
+        """
+        device = logits.device
+        parts = []
+        for start in range(0, len(logits), self._block_rows):
+            part = slice(start, start + self._block_rows)
+            parts.append(self._logprobs.score_given(logits[part], to_device(token_ids[part], device)))
+        return torch.cat(parts).cpu().numpy()
 
     def _process_prompt(self, row: int, logits: torch.Tensor) -> torch.Tensor:
         uses = int(self._uses[row])
@@ -321,6 +371,11 @@ class Sampler:
             kept = self._filters.find(rows, logits, logits.amax(-1))
             drop_filtered(logits, kept.edge, kept.num_ties)
         return logits
+
+
+def _start_copy(tensor: torch.Tensor) -> torch.Tensor:
+    # To pinned memory: torch takes such for a copy that the host does not wait for.
+    return tensor.to("cpu", non_blocking=True)
 
 
 def _earlier_occurrences(rows: np.ndarray) -> np.ndarray:

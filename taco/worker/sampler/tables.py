@@ -7,6 +7,8 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
+from taco.worker.transfer import to_device
+
 
 class RowArray:
     """One number a row, on the host, with a copy on the device that is refreshed when a row has changed.
@@ -29,7 +31,7 @@ class RowArray:
     def on_device(self, rows: np.ndarray) -> torch.Tensor:
         """The numbers of `rows`, [n] on the device."""
         if self._stale:
-            self._copy = torch.from_numpy(self.host).to(self._device)
+            self._copy = to_device(self.host, self._device)
             self._stale = False
         return self._copy[to_device(rows, self._device)]
 
@@ -112,11 +114,6 @@ class RaggedRows:
             self._numbers[self._end : self._end + length] = numbers[start : start + length]
             self._starts[row] = self._end
             self._end += self._capacities[row]
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
 
 
 def select_rows(matrix: torch.Tensor, positions: np.ndarray) -> torch.Tensor:

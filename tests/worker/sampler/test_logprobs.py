@@ -184,6 +184,30 @@ def test_the_raw_prompt_is_the_models() -> None:
     np.testing.assert_allclose(rows.logprobs, expected, atol=1e-6)
 
 
+def test_the_prompt_is_not_processed_where_the_version_says_so() -> None:
+    sampler = make_sampler(6, [new_row(0, **PROMPT_FIELDS)], processes_prompt=False)
+    rows = sampler.prompt_logprobs(0, PROMPT_LOGITS.clone(), NEXT)
+    expected = PROMPT_LOGITS.log_softmax(-1).gather(1, torch.from_numpy(rows.token_ids).long())
+    np.testing.assert_allclose(rows.logprobs, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["processed_logprobs", "raw_logprobs", "processed_logits", "raw_logits"])
+@pytest.mark.parametrize("block_rows", [2, 100])
+def test_given_tokens_of_the_prompt_are_the_models_whatever_the_row_asks(
+    mode: str, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler_module, "BLOCK_ENTRIES_CPU", block_rows * 6)
+    sampler = make_sampler(6, [new_row(0, **PROMPT_FIELDS)], logprobs_mode=mode)
+    logits = PROMPT_LOGITS.clone()
+    token_ids = np.array([[5, 0], [1, -1], [2, 2], [-1, -1], [0, 3]])
+    found = sampler.prompt_token_id_logprobs(logits, token_ids)
+    assert torch.equal(logits, PROMPT_LOGITS)
+    expected = (PROMPT_LOGITS if mode.endswith("logits") else PROMPT_LOGITS.log_softmax(-1)).numpy()
+    expected = np.where(token_ids < 0, -np.inf, np.take_along_axis(expected, token_ids, 1))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_the_prompt_of_a_greedy_row_has_no_temperature() -> None:
     sampler = make_sampler(6, [new_row(0, temperature=0, prompt_logprobs=0)])
     rows = sampler.prompt_logprobs(0, PROMPT_LOGITS.clone(), NEXT)

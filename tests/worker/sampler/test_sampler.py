@@ -255,6 +255,39 @@ def test_top_p_counts_only_what_top_k_leaves() -> None:
         assert np.isfinite(rows.logprobs[0, 1:]).sum() == finite
 
 
+@pytest.mark.parametrize("mode", ["processed_logprobs", "raw_logprobs"])
+def test_a_trace_is_taken_in_place_of_what_is_drawn_and_has_its_log_probabilities(mode: str) -> None:
+    rows = [
+        new_row(0, temperature=0, logprobs=0),
+        new_row(1, temperature=0, logprobs=0, trace_decode_token_ids=[3, 0]),
+        new_row(2, output=[4], temperature=2.0, top_k=5, logprobs=0, trace_decode_token_ids=[4, 2]),
+    ]
+    sampler = make_sampler(6, rows, logprobs_mode=mode)
+    assert not any(map(sampler.needs_host_tokens, range(3)))
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0, -5.0]]).repeat(3, 1)
+    greedy = 4
+    for step, expected in enumerate(([greedy, 3, 2], [greedy, 0, None], [greedy, greedy, None])):
+        output = sampler.sample([0, 1, 2], logits.clone())
+        tokens = output.token_ids.tolist()
+        # Past its end a trace says nothing.
+        assert [token for token, want in zip(tokens, expected, strict=True) if want is not None] == [
+            want for want in expected if want is not None
+        ]
+        found = output.logprob_rows()
+        for row, token in enumerate(tokens):
+            temperature = 2.0 if row == 2 and mode.startswith("processed") else 1.0
+            kept = logits[row] / temperature
+            if temperature == 2.0:
+                kept[5] = -torch.inf
+            assert found[row].token_ids.tolist() == [[token]]
+            np.testing.assert_allclose(found[row].logprobs[0, 0], kept.log_softmax(-1)[token], atol=1e-6)
+        if step == 1:  # tokens that are known to the host count the same as drawn ones
+            sampler.append([0, 1, 2], [[greedy, greedy], [3, 0], [2, tokens[2]]])
+    sampler.remove(1)
+    sampler.add(new_row(1, temperature=0))
+    assert sampler.sample([1], logits[:1].clone()).token_ids.tolist() == [greedy]
+
+
 def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
     logits = torch.zeros(2, 3000)
     logits[0, [7, 2999]] = 1.0

@@ -1,0 +1,139 @@
+"""What the benchmarks share: runs of both engines, parts of a step, and what is written down about them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from typing import Any
+
+import torch
+import transformers
+
+from taco import LLM, SamplingParams, __version__
+
+Prompts = Sequence[list[int]]
+
+
+def english(tokenizer: Any, count: int) -> list[int]:
+    """At least `count` token ids of ordinary English: the topics of Python's own help."""
+    from pydoc_data.topics import topics
+
+    ids: list[int] = []
+    for text in topics.values():
+        ids += tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) >= count:
+            return ids
+    raise SystemExit("the text is too short")
+
+
+def run_taco(llm: LLM, prompts: Prompts, new_tokens: int, **options: Any) -> float:
+    """Seconds in which taco generates so many tokens for each prompt, greedily and without end of sequence.
+
+    Args:
+        options: further sampling parameters.
+    """
+    llm.llm_engine.reset_prefix_cache()
+    params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, **options)
+    started = time.perf_counter()
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    elapsed = time.perf_counter() - started
+    assert all(len(output.outputs[0].token_ids) == new_tokens for output in outputs)
+    return elapsed
+
+
+@torch.inference_mode()
+def run_transformers(model: Any, prompts: Prompts, new_tokens: int, batch_size: int) -> float:
+    """The same for `generate` of transformers, in left-padded batches; its generation_config has no end of sequence."""
+    started = time.perf_counter()
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        width = max(map(len, batch))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in batch], device=model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=model.device)
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+        assert out.cpu().shape == (len(batch), width + new_tokens)
+    return time.perf_counter() - started
+
+
+def num_parameters(model: Any) -> tuple[int, int]:
+    """Parameters of the layers of a `taco.models.base.CausalLM`, and of its head alone, which may be the embedding."""
+    total = sum(prod(entry.shape) for entry in model.weight_entries())
+    head = model.vocab_size * model.hidden_size
+    return total - head * (1 if model.head.tied else 2), head
+
+
+def median_time(function: Callable[[], object], repeats: int = 15) -> float:
+    """Median of the seconds that a call takes."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def versions() -> dict[str, str]:
+    """Date and versions, the head of a result file."""
+    found = {"date": str(date.today()), "taco": __version__, "torch": torch.__version__}
+    found["transformers"] = transformers.__version__
+    try:
+        found["triton"] = version("triton")
+    except PackageNotFoundError:
+        pass
+    return found
+
+
+@contextmanager
+def timed_parts(llm: LLM) -> Iterator[dict[str, float]]:
+    """Seconds that the host spends in each part of taco while the context is open; parts inside parts are subtracted.
+
+    On a GPU that is the time in which work is handed to the device, and "collect tokens" includes waiting for it.
+    """
+    from taco.kernels import dispatch
+
+    engine = llm.llm_engine
+    runner = engine._executor.worker.runner
+    spent: dict[str, float] = defaultdict(float)
+    stack: list[float] = []
+
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            stack.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                elapsed = time.perf_counter() - started
+                spent[name] += elapsed - stack.pop()
+                if stack:
+                    stack[-1] += elapsed
+
+        return timed
+
+    places = [
+        (engine.scheduler, "schedule", "schedule"),
+        (engine.scheduler, "update", "schedule"),
+        (engine.output_processor, "process", "outputs"),
+        (runner, "_make_batch", "build batch"),
+        (runner, "_apply_changes", "build batch"),
+        (runner, "collect", "collect tokens"),
+        (runner.model, "forward", "model, rest"),
+        (runner.model, "compute_logits", "logits"),
+        (runner.sampler, "sample", "sampler"),
+    ]
+    for owner, attribute, name in places:
+        setattr(owner, attribute, wrap(name, getattr(owner, attribute)))
+    call = dispatch.Op.__call__
+    dispatch.Op.__call__ = lambda op, *args, **kwargs: wrap(f"op {op.name}", call)(op, *args, **kwargs)  # type: ignore[method-assign]
+    try:
+        yield spent
+    finally:
+        dispatch.Op.__call__ = call  # type: ignore[method-assign]
+        for owner, attribute, _ in places:
+            delattr(owner, attribute)

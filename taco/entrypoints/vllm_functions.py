@@ -1,0 +1,131 @@
+"""Functions and classes around an engine that programs written for vLLM import."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from taco.errors import TacoValidationError
+from taco.models.registry import register_model, supported_architectures
+from taco.tokenizer.loading import load_tokenizer
+
+
+def get_tokenizer(
+    tokenizer_name: str | os.PathLike[str],
+    *,
+    tokenizer_mode: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Loads a tokenizer as an engine would.
+
+    Args:
+        tokenizer_name: folder, .gguf file or hub id.
+        tokenizer_mode, trust_remote_code, revision, download_dir: as the arguments of `LLM`; the revision is that of
+            the tokenizer.
+        kwargs: passed on to the tokenizer's class.
+
+    Raises:
+        TacoValidationError: there is no such tokenizer, or it cannot be built.
+    """
+    return load_tokenizer(
+        os.fspath(tokenizer_name),
+        tokenizer_mode=tokenizer_mode,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        download_dir=download_dir,
+        **kwargs,
+    )
+
+
+def resolve_chat_template(
+    tokenizer: Any,
+    chat_template: str | None = None,
+    tools: Sequence[dict[str, Any]] | None = None,
+    *,
+    trust_remote_code: bool | None = None,
+    model_config: Any = None,
+) -> str | None:
+    """The text of the chat template that a tokenizer would use; None where it has none.
+
+    Args:
+        chat_template: text of a template, or the name of one of the tokenizer's.
+        tools: tools that the conversations mention; some tokenizers have another template for them.
+        trust_remote_code: without effect; the tokenizer is loaded already.
+        model_config: that of the engine, whose `chat_template` stands in for the tokenizer's.
+    """
+    default = None if model_config is None else model_config.chat_template
+    try:
+        template: str = tokenizer.get_chat_template(chat_template or default, None if tools is None else list(tools))
+    except ValueError:
+        return None
+    return template
+
+
+def destroy_model_parallel() -> None:
+    """Does nothing: an engine on one device makes no process groups. `LLM.close` gives memory back."""
+
+
+def destroy_distributed_environment() -> None:
+    """Does nothing, as `destroy_model_parallel`."""
+
+
+def cleanup_dist_env_and_memory(shutdown_ray: bool = False) -> None:
+    """Collects garbage, so that engines which nobody refers to any more give their memory back.
+
+    Args:
+        shutdown_ray: without effect; taco starts no Ray.
+    """
+    gc.collect()
+
+
+class FlexibleArgumentParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose long flags may be written with underscores for dashes: `--max_model_len`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([self._as_defined(argument) for argument in given], namespace)
+
+    def _as_defined(self, argument: str) -> str:
+        flag, separator, value = argument.partition("=")
+        is_defined = not flag.startswith("--") or flag in self._option_string_actions
+        return argument if is_defined else flag.replace("_", "-") + separator + value
+
+
+class _ModelRegistry:
+    """The models that taco knows, by the names in the `architectures` of their configurations."""
+
+    def get_supported_archs(self) -> set[str]:
+        """Names of the architectures that can be loaded."""
+        return set(supported_architectures())
+
+    def register_model(self, model_arch: str, model_cls: type | str) -> None:
+        """Adds or replaces the implementation of an architecture.
+
+        Args:
+            model_arch: its name in configurations.
+            model_cls: a class with the interface of taco's models (`taco.models.base`), not that of vLLM's; or
+                "module:Class", imported when such a model is first loaded.
+
+        Raises:
+            TacoValidationError: it is neither.
+        """
+        if isinstance(model_cls, type):
+            if not any(base.__module__ == "taco.models.base" for base in model_cls.__mro__):
+                raise TacoValidationError(
+                    f"{model_cls.__qualname__} is not one of taco's model classes: the interface of vLLM's models is "
+                    "another one. Derive it from a class of taco.models.base (docs/architecture.md, How to add).",
+                    parameter="model_cls",
+                    value=model_cls,
+                )
+            model_cls = f"{model_cls.__module__}:{model_cls.__qualname__}"
+        register_model(model_arch, model_cls)
+
+
+ModelRegistry = _ModelRegistry()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import argparse
+import types
+from pathlib import Path
+
+import pytest
+
+from taco.engine.arg_utils import EngineArgs
+from taco.entrypoints import vllm_functions
+from taco.entrypoints.vllm_functions import FlexibleArgumentParser, ModelRegistry, get_tokenizer, resolve_chat_template
+from taco.errors import TacoValidationError
+from taco.models import registry
+from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer
+
+
+def test_a_tokenizer_is_loaded_with_the_options_of_its_class(tmp_path: Path) -> None:
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    tokenizer = get_tokenizer(
+        tmp_path, tokenizer_mode="auto", trust_remote_code=False, revision=None, padding_side="left"
+    )
+    assert tokenizer("hello")["input_ids"] == byte_level_tokenizer()("hello")["input_ids"]
+    assert tokenizer.padding_side == "left"
+
+
+def test_the_chat_template_is_the_argument_else_the_engines_else_the_tokenizers() -> None:
+    tokenizer = byte_level_tokenizer()
+    plain = types.SimpleNamespace(chat_template=None)
+    with_template = types.SimpleNamespace(chat_template="{{ engine }}")
+    assert resolve_chat_template(tokenizer, "{{ mine }}", None, model_config=with_template) == "{{ mine }}"
+    assert resolve_chat_template(tokenizer, None, None, model_config=with_template) == "{{ engine }}"
+    assert resolve_chat_template(tokenizer, None, [{}], model_config=plain) == CHAT_TEMPLATE
+    assert resolve_chat_template(tokenizer=tokenizer, trust_remote_code=True) == CHAT_TEMPLATE
+    assert resolve_chat_template(byte_level_tokenizer(None)) is None
+
+
+def test_flags_may_have_underscores() -> None:
+    parser = FlexibleArgumentParser()
+    group = parser.add_argument_group("engine")
+    EngineArgs.add_cli_args(group)  # as vLLM's examples do
+    group.set_defaults(model="m")
+    parser.add_argument("--my_own")
+    args = parser.parse_args(
+        ["--max_model_len", "77", "--served_model_name=a_b", "--no-enforce_eager", "--my_own", "a_b"]
+    )
+    assert (args.max_model_len, args.served_model_name, args.enforce_eager) == (77, ["a_b"], False)
+    assert args.my_own == "a_b"
+    assert EngineArgs(**{key: value for key, value in vars(args).items() if key != "my_own"}).max_model_len == 77
+
+
+def test_models_are_listed_and_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    assert "LlamaForCausalLM" in ModelRegistry.get_supported_archs()
+    ModelRegistry.register_model("MyModel", "taco.models.llama:LlamaForCausalLM")
+    from taco.models.llama import LlamaForCausalLM
+
+    class Derived(LlamaForCausalLM):
+        pass
+
+    monkeypatch.setattr(vllm_functions, "Derived", Derived, raising=False)
+    Derived.__module__, Derived.__qualname__ = vllm_functions.__name__, "Derived"
+    ModelRegistry.register_model("Derived", Derived)
+    assert {"MyModel", "Derived"} <= ModelRegistry.get_supported_archs()
+    assert registry.resolve_model_class(types.SimpleNamespace(architectures=["MyModel"])) is LlamaForCausalLM
+    assert registry.resolve_model_class(types.SimpleNamespace(architectures=["Derived"])) is Derived
+
+
+def test_a_model_class_of_vllm_is_refused() -> None:
+    with pytest.raises(TacoValidationError, match="Namespace is not one of taco's model classes"):
+        ModelRegistry.register_model("Foreign", argparse.Namespace)
