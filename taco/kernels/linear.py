@@ -110,7 +110,8 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def _dense(weight: torch.Tensor) -> torch.Tensor:
+def unpack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """The plain weight [N, K] that `pack_weight` was given; `weight` itself if it is plain."""
     return weight.to_dense() if weight.is_mkldnn or isinstance(weight, PackedWeight) else weight
 
 
@@ -128,7 +129,7 @@ def linear(
         weight: plain, or packed by `pack_weight`.
         out_dtype: dtype of the result, that of `x` or float32; by default that of `x`.
     """
-    return F.linear(x, _dense(weight), bias).to(out_dtype or x.dtype)
+    return F.linear(x, unpack_weight(weight), bias).to(out_dtype or x.dtype)
 
 
 @linear.candidate("native")
