@@ -868,7 +868,8 @@ class EngineArgs:
     compat_version: str | None = implemented(
         None,
         OPTIONAL_TEXT,
-        'Whose behaviour holds where versions of vLLM differ: "0.6" or "0.33". Unset: that of the vllm alias, else "0.6".',
+        'Whose behaviour holds where versions of vLLM differ: "0.6" or "0.33". Unset: that of the vllm alias, '
+        'else "0.6".',
     )
 
     @classmethod

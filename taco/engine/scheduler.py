@@ -335,7 +335,7 @@ class Scheduler:
         self.running.pop()
         self._release_row(request)
         pairs = None
-        can_swap = self.config.preemption_mode != "recompute" 
+        can_swap = self.config.preemption_mode != "recompute" and not request.accumulates
         if can_swap and request.num_computed_tokens > 0:
             pairs = self.blocks.swap_out(request)
         if pairs is not None:

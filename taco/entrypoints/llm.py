@@ -564,12 +564,15 @@ class _Batch:
         if self._engine.scheduler_config.policy == "priority":
             # The engine sees a part of the rows at a time, so its own queue cannot bring the urgent ones forward.
             rows.sort(key=lambda row: 0 if row[0] in errors else self._columns.priority_of(row[0]))
-        elif self._engine.model_config.is_encoder:
-            # Neighbours of the same length are computed together without padding.
-            rows.sort(key=lambda row: 0 if row[0] in errors else len(row[2].token_ids))  # type: ignore[union-attr]
         else:
-            rows = self._by_prefix(rows)
+            rows = self._arranged(rows)
         return _drain(deque(rows))
+
+    def _arranged(self, rows: list[_Row]) -> list[_Row]:
+        """The rows in the order in which they cost least: encoders compute neighbours of the same length together."""
+        if self._engine.model_config.is_encoder:
+            return sorted(rows, key=lambda row: 0 if isinstance(row[2], TacoValidationError) else len(row[2].token_ids))
+        return self._by_prefix(rows)
 
     def _by_prefix(self, rows: list[_Row]) -> list[_Row]:
         """The rows with those that share cached prefixes next to each other."""
@@ -585,7 +588,7 @@ class _Batch:
         while chunk := list(islice(prompts, _ROWS_TOKENIZED_AT_ONCE)):
             prepared = self._prepare(chunk, first)
             rows = list(zip(range(first, first + len(chunk)), chunk, prepared, strict=True))
-            for index, prompt, row in self._by_prefix(rows):
+            for index, prompt, row in self._arranged(rows):
                 if isinstance(row, TacoValidationError) and self._raises:
                     raise TacoValidationError(
                         f"Row {index} is not valid, and the rows before it were dropped; pass "

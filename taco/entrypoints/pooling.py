@@ -291,10 +291,10 @@ class PoolingMixin:
             firsts = firsts * (len(seconds) // len(firsts))
             separator = getattr(_llm(self).llm_engine.tokenizer, "pad_token_id", None)
             return [_cosine(*pair, separator) for pair in zip(firsts, seconds, strict=True)]
-        texts = [self._plain_text(text) for text in texts_1]
-        pairs = [self._plain_text(text) for text in texts_2]
-        joined = [TextPair(a, b) for a, b in zip(texts * (len(pairs) // len(texts)), pairs, strict=True)]
-        rows: Sequence[object] = joined if chat_template is None else self._rendered(joined, chat_template)
+        rows: Sequence[Any]
+        rows = [self._pair(*texts) for texts in zip(texts_1 * (len(texts_2) // len(texts_1)), texts_2, strict=True)]
+        if chat_template is not None:
+            rows = self._rendered(rows, chat_template)
         return self._pool(
             rows,
             _with_task(pooling_params, "classify"),
@@ -373,21 +373,30 @@ class PoolingMixin:
             )
         return text
 
-    def _rendered(self, pairs: list[TextPair], chat_template: str) -> list[object]:
+    def _pair(self, text: object, text_pair: object) -> TextPair | TacoValidationError:
+        """A prompt of two texts, or what is wrong with them."""
+        try:
+            return TextPair(self._plain_text(text), self._plain_text(text_pair))
+        except TacoValidationError as error:
+            return error
+
+    def _rendered(
+        self, pairs: Sequence[TextPair | TacoValidationError], chat_template: str
+    ) -> list[str | TacoValidationError]:
         """The prompt of each pair, or what is wrong with it."""
         options = ChatOptions(chat_template, add_generation_prompt=False)
         renderer = ChatRenderer(_llm(self).get_tokenizer(), options)
-        prompts: list[object] = []
-        for pair in pairs:
+
+        def render(pair: TextPair | TacoValidationError) -> str | TacoValidationError:
+            if isinstance(pair, TacoValidationError):
+                return pair
+            texts = {"query": pair.text, "document": pair.text_pair}
             try:
-                messages = [
-                    {"role": "query", "content": pair.text},
-                    {"role": "document", "content": pair.text_pair},
-                ]
-                prompts.append(renderer.render(messages))
+                return renderer.render([{"role": role, "content": text} for role, text in texts.items()])
             except TacoValidationError as error:
-                prompts.append(error)
-        return prompts
+                return error
+
+        return [render(pair) for pair in pairs]
 
 
 def _llm(mixin: PoolingMixin) -> LLM:

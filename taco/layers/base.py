@@ -32,11 +32,19 @@ class DeclareWeight(Protocol):
 
 
 class Module(nn.Module):
-    """A part of a model."""
+    """A part of a model.
+
+    Attributes:
+        native_form: what a native kernel has derived from the weights below, once it has; see `forget_forms`.
+    """
 
     def __call__(self, *args: Any) -> Any:
         # That of nn.Module looks for hooks, which takes as long as a small operation; taco has none.
         return self.forward(*args)
+
+    def forget_forms(self) -> None:
+        """Drops what was derived from weights, which have changed."""
+        self.__dict__.pop("native_form", None)
 
 
 class Layer(Module):
@@ -47,7 +55,10 @@ class Layer(Module):
         raise NotImplementedError
 
     def finalize(self) -> None:
-        """Called once after loading: brings the weights into the form that is fastest to compute with."""
+        """Called after loading: brings the weights into the form that is fastest to compute with."""
+
+    def reopen(self) -> None:
+        """Undoes `finalize`, so that weights can be replaced one by one; `finalize` is called again afterwards."""
 
 
 def as_parameter(weight: torch.Tensor) -> nn.Parameter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from taco.kernels.linear import PackedWeight, linear, pack_weight, packs_natively
+from taco.kernels.linear import PackedWeight, linear, pack_weight, packs_natively, unpack_weight
 from taco.layers.base import DeclareWeight, Layer, as_parameter, weight_parameter
 
 # The head of a model with tied embeddings is about 1.7 times as fast with a packed table. Lookups can read the tiles of
@@ -68,6 +68,11 @@ class LMHead(Layer):
         self.weight = as_parameter(pack_weight(self.weight))
         if self.tied and isinstance(self.weight, PackedWeight):
             self.embedding.weight = self.weight
+
+    def reopen(self) -> None:
+        """Also reopens the embedding that shares the weight."""
+        owner = self.embedding if self.tied else self
+        self.weight = owner.weight = as_parameter(unpack_weight(owner.weight))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, size] -> float32 [N, vocab_size]. float32 because searches over bfloat16 are slow on CPUs."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from taco.kernels.linear import linear, pack_weight
+from taco.kernels.linear import linear, pack_weight, unpack_weight
 from taco.layers.base import DeclareWeight, Layer, as_parameter, weight_parameter
 
 
@@ -42,6 +42,9 @@ class MergedLinear(Layer):
     def finalize(self) -> None:
         # The plain weight is let go of here, one layer at a time, so that no two copies of the model are in memory.
         self.weight = as_parameter(pack_weight(self.weight))
+
+    def reopen(self) -> None:
+        self.weight = as_parameter(unpack_weight(self.weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] -> [T, out_features]."""

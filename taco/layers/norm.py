@@ -34,6 +34,10 @@ class RMSNorm(Layer):
         if self.plus_one:
             self.weight = nn.Parameter(self.weight.float() + 1, requires_grad=False)
 
+    def reopen(self) -> None:
+        if self.plus_one:
+            self.weight = nn.Parameter(self.weight - 1, requires_grad=False)
+
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         return rms_norm(x, self.weight, self.eps, residual)
 
@@ -73,6 +77,12 @@ class QKNorm(Layer):
         weight = torch.cat([self.query.expand(self.num_heads, -1), self.key.expand(self.num_kv_heads, -1)])
         self.weight = nn.Parameter(weight.float() + 1 if self.plus_one else weight, requires_grad=False)
         del self.query, self.key
+
+    def reopen(self) -> None:
+        # In float32 adding 1 again gives exactly what was there.
+        weight = self.weight - 1 if self.plus_one else self.weight
+        self.query = nn.Parameter(weight[0].clone(), requires_grad=False)
+        self.key = nn.Parameter(weight[self.num_heads].clone(), requires_grad=False)
 
     def forward(self, heads: torch.Tensor) -> torch.Tensor:
         """[T, num_heads + num_kv_heads, head_dim] -> the same shape, contiguous."""

@@ -13,4 +13,4 @@ import torch
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """The array as a tensor on the device: on a CPU the same memory, else a copy of what it holds now."""
     tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.contiguous().pin_memory().to(device, non_blocking=True)

@@ -33,9 +33,10 @@ MakeLLM = Callable[..., LLM]
 
 
 @pytest.fixture
-def make_llm(tmp_path: Path) -> Iterator[MakeLLM]:
+def make_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLLM]:
     """Makes an LLM of the test's folder; all are closed at the end."""
     made: list[LLM] = []
+    monkeypatch.setattr("taco.worker.worker.gc.collect", lambda: 0)  # most of the time of these tests
 
     def make(**options: Any) -> LLM:
         small = {"dtype": "float32", "kv_cache_memory_bytes": 1 << 22, "swap_space": 0.001}
@@ -277,6 +278,8 @@ def test_pairs_are_scored_as_transformers_does(model_type: str, tmp_path: Path, 
             assert output.prompt_token_ids == encoded.input_ids
             expected = logits_of(model, encoded.input_ids, **inputs).sigmoid()
             assert abs(output.outputs.score - float(expected)) < TOLERANCE
+    bad = quiet(llm.score, ["the cat", 7], documents[:2], on_error="return")
+    assert bad[0].outputs.score == outputs[0].outputs.score and "one is of type int" in bad[1].error
     (one,) = quiet(llm.score, "the cat", documents[0], truncate_prompt_tokens=4)
     assert len(one.prompt_token_ids) == 4
     (classified,) = quiet(llm.classify, "the cat")
@@ -583,3 +586,27 @@ def test_a_language_model_scores_by_the_logits_of_two_tokens(tied: bool, tmp_pat
     close(classified.outputs.probs, logits_of(model, classified.prompt_token_ids)[-1][[no, yes]].softmax(-1))
     with pytest.raises(TacoValidationError, match=r"does not have \['nothing'\]"):
         make_llm(hf_overrides=overrides | {"classifier_from_token": ["a", "nothing"]})
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_planning_ahead_changes_no_result(model_type: str, tmp_path: Path, make_llm: MakeLLM) -> None:
+    model = save_model(tmp_path, model_type)
+    llm = make_llm(async_scheduling=True, pooler_config={"pooling_type": "MEAN"}, **chunked(model_type))
+    for output in quiet(llm.embed, TEXTS * 2):
+        close(output.outputs.embedding, F.normalize(hidden_states(model, output.prompt_token_ids).mean(0), dim=0))
+
+
+def test_texts_of_an_encoder_run_in_the_order_of_their_lengths(bert: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    runner = bert.llm_engine.model_executor.worker.runner
+    submit = type(runner).submit
+
+    def record(self: Any, plan: Any) -> Any:
+        lengths.extend(plan.num_tokens)
+        return submit(self, plan)
+
+    monkeypatch.setattr(type(runner), "submit", record)
+    for prompts in (TEXTS, iter(TEXTS)):
+        lengths.clear()
+        quiet(bert.embed, prompts)
+        assert lengths == sorted(lengths) and len(lengths) == len(TEXTS)
