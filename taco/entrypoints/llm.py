@@ -25,6 +25,7 @@ from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
 from taco.entrypoints.pooling import PoolingMixin
 from taco.entrypoints.progress import Progress
 from taco.errors import BatchValidationError, EngineDeadError, TacoError, TacoValidationError, UnsupportedFeatureError
+from taco.garbage import older_objects_spared
 from taco.inputs import split_prompts
 from taco.outputs import BeamSearchOutput, RequestOutput
 from taco.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
@@ -500,7 +501,10 @@ class LLM(PoolingMixin):
                 rows = batch.prepare_as_needed(iter(prompts))
             else:
                 rows = batch.prepare_all(prompts, num_rows)
-            with make_progress() if make_progress is not None else Progress(use_tqdm, num_rows) as progress:
+            with (
+                make_progress() if make_progress is not None else Progress(use_tqdm, num_rows) as progress,
+                older_objects_spared(),
+            ):
                 return batch.run(rows, progress, transform)
 
 
