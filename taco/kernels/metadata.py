@@ -32,6 +32,10 @@ class Workspace:
             self._buffers[name, dtype] = buffer
         return buffer[:size].view(shape)
 
+    def free(self) -> None:
+        """Gives all memory back."""
+        self._buffers.clear()
+
 
 @dataclass
 class AttentionMetadata:

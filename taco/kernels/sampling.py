@@ -317,6 +317,36 @@ def _nucleus_histogram(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch
     return edge_of(values, (before < wanted).sum(-1).clamp_(min=1), logits.shape[1])
 
 
+@op
+def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draws one token of each row with the probabilities that the logits stand for, as `inverse_cdf`.
+
+    Args:
+        logits: float32 [N, vocab]; -inf has probability 0.
+        uniforms: float64 [N] in [0, 1).
+
+    Returns:
+        int64 [N].
+    """
+    return inverse_cdf(logits.softmax(-1), uniforms)
+
+
+@draw.candidate("native")
+def _draw_native(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    library = _native_rows(logits)
+    if library is None:
+        return NotImplemented
+    num_rows, vocab = logits.shape
+    num_threads = torch.get_num_threads()
+    uniforms = uniforms.contiguous()
+    scratch = torch.empty(num_threads, vocab // SUM_CHUNK + 1, dtype=torch.float64)
+    ids = torch.empty(num_rows, dtype=torch.int64)
+    library.taco_draw(
+        logits.data_ptr(), num_rows, vocab, uniforms.data_ptr(), scratch.data_ptr(), ids.data_ptr(), num_threads
+    )
+    return ids
+
+
 def chunk_sums(weights: torch.Tensor) -> torch.Tensor:
     """Sums of consecutive chunks of `SUM_CHUNK` entries of each row (the last may be shorter), float64 [N, chunks]."""
     vocab = weights.shape[1]

@@ -10,6 +10,7 @@ from taco.kernels import native, sampling
 from taco.kernels.sampling import (
     best_tokens,
     count_above,
+    draw,
     inverse_cdf,
     log_normalizers,
     max_token,
@@ -280,3 +281,33 @@ def test_a_row_does_not_depend_on_the_others_bit_for_bit(vocab: int, threads: in
                 assert torch.equal(together[one], single)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("vocab", [1, 3, 15, 16, 17, 255, 256, 257, 1000, 5003])
+def test_draw_agrees_with_exact_sums(vocab: int) -> None:
+    logits = random_logits(40, vocab, seed=vocab)
+    logits[:20, vocab // 2 + 1 :] = -torch.inf
+    numbers = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    numbers[:4] = uniforms(0.0, 1 - 2**-53, 0.5, 1e-300)
+    ids = draw(logits, numbers)
+    for row, number, token_id in zip(logits.double(), numbers.tolist(), ids.tolist(), strict=True):
+        weights = (row - row.max()).exp()
+        upto = weights.cumsum(0)
+        target, slack = number * upto[-1], 1e-6 * upto[-1]
+        assert weights[token_id] > 0
+        assert upto[token_id] + slack > target >= upto[token_id] - weights[token_id] - slack
+    for row in range(40):
+        assert draw(logits[row : row + 1], numbers[row : row + 1]) == ids[row]
+
+
+def test_draw_never_hits_what_is_ruled_out() -> None:
+    logits = torch.full((3, 1000), -torch.inf)
+    logits[0, 3] = logits[1, 999] = logits[2, 256] = 1.0
+    for number in (0.0, 0.5, 1 - 2**-53):
+        assert draw(logits, torch.full((3,), number, dtype=torch.float64)).tolist() == [3, 999, 256]
+
+
+def test_draw_stays_in_range_for_meaningless_rows() -> None:
+    logits = torch.stack((torch.full((700,), -torch.inf), torch.full((700,), torch.nan)))
+    ids = draw(logits, uniforms(0.3, 0.3))
+    assert ((ids >= 0) & (ids < 700)).all()

@@ -89,6 +89,7 @@ _ARGUMENTS = {
     "taco_top": (_POINTER, _INT64, _INT64, _INT64, _POINTER, _POINTER, _INT),
     "taco_score": (_POINTER, _INT64, _INT64, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT),
     "taco_nucleus": (_POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    "taco_draw": (_POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _INT),
     "taco_decoder_layer": (
         *(_INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
         *(_INT, _POINTER, _POINTER, _INT64, _POINTER, _POINTER),

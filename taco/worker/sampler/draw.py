@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from taco.kernels.sampling import inverse_cdf
+from taco.kernels.sampling import draw, inverse_cdf
 from taco.plan import NewRow
 from taco.worker.sampler.feature import Feature, Selection
 from taco.worker.sampler.filters import Kept, drop_filtered, is_greedy
@@ -54,11 +54,6 @@ class Draw(Feature):
     def uniforms(self, rows: np.ndarray, positions: np.ndarray, device: torch.device) -> torch.Tensor:
         """The random numbers, float64 [n], of tokens before which `positions` tokens stand in their rows."""
         return to_device(uniform(self._seeds[rows], positions), device)
-
-
-def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Token ids, int64 [n], for logits float32 [n, vocab] and random numbers float64 [n] in [0, 1)."""
-    return inverse_cdf(logits.softmax(-1), uniforms)
 
 
 def draw_filtered(logits: torch.Tensor, peaks: torch.Tensor, kept: Kept, uniforms: torch.Tensor) -> torch.Tensor:

@@ -101,3 +101,10 @@ TACO_API void taco_nucleus(const float *logits, int64_t rows, int64_t size, cons
                            float *edges, int64_t *num_ties, int num_threads) {
     chosen->nucleus(logits, rows, size, top_p, scratch, edges, num_ties, num_threads);
 }
+
+/* Draws an index of each row of logits [rows, size] by inversion of its cumulative distribution. `scratch` is
+ * [num_threads, size / 256 + 1]. */
+TACO_API void taco_draw(const float *logits, int64_t rows, int64_t size, const double *uniforms, double *scratch,
+                        int64_t *ids, int num_threads) {
+    chosen->draw(logits, rows, size, uniforms, scratch, ids, num_threads);
+}

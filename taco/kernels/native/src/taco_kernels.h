@@ -85,6 +85,8 @@ typedef struct {
                   float *log_sums, int64_t *counts, int num_threads);
     void (*nucleus)(const float *logits, int64_t rows, int64_t size, const double *top_p, float *scratch, float *edges,
                     int64_t *num_ties, int num_threads);
+    void (*draw)(const float *logits, int64_t rows, int64_t size, const double *uniforms, double *scratch, int64_t *ids,
+                 int num_threads);
 } taco_instruction_set;
 
 #endif
