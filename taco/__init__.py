@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from taco.version import __version__, __version_tuple__
 
 if TYPE_CHECKING:
-    from taco.engine.arg_utils import EngineArgs
+    from taco.engine.arg_utils import AsyncEngineArgs, EngineArgs
+    from taco.engine.async_llm_engine import AsyncLLMEngine
     from taco.engine.llm_engine import LLMEngine
     from taco.entrypoints.llm import LLM
     from taco.inputs import PromptType, TextPrompt, TokensPrompt
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from taco.sampling_params import SamplingParams
 
 _HOMES = {
+    "AsyncEngineArgs": "taco.engine.arg_utils",
+    "AsyncLLMEngine": "taco.engine.async_llm_engine",
     "ClassificationOutput": "taco.outputs",
     "ClassificationRequestOutput": "taco.outputs",
     "CompletionOutput": "taco.outputs",
@@ -53,6 +56,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncEngineArgs",
+    "AsyncLLMEngine",
     "ClassificationOutput",
     "ClassificationRequestOutput",
     "CompletionOutput",

@@ -41,6 +41,7 @@ class Behaviour:
             otherwise the generated tokens, with it.
         beam_text_keeps_special_tokens: texts of `LLM.beam_search` show special tokens, whatever the parameters say.
         beam_logprobs_have_text: log-probabilities of `LLM.beam_search` have the texts of the tokens.
+        tokenizer_is_awaited: `AsyncLLMEngine.get_tokenizer` returns an awaitable instead of the tokenizer.
     """
 
     use_generation_config_defaults: bool
@@ -58,6 +59,7 @@ class Behaviour:
     beam_score_includes_prompt: bool
     beam_text_keeps_special_tokens: bool
     beam_logprobs_have_text: bool
+    tokenizer_is_awaited: bool
 
 
 V0_6 = Behaviour(
@@ -76,6 +78,7 @@ V0_6 = Behaviour(
     beam_score_includes_prompt=True,
     beam_text_keeps_special_tokens=True,
     beam_logprobs_have_text=True,
+    tokenizer_is_awaited=True,
 )
 
 V0_33 = Behaviour(
@@ -94,6 +97,7 @@ V0_33 = Behaviour(
     beam_score_includes_prompt=False,
     beam_text_keeps_special_tokens=False,
     beam_logprobs_have_text=False,
+    tokenizer_is_awaited=False,
 )
 
 DEFAULT_VERSION = "0.6"

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How many devices share the work; this version runs on one."""
+    """How many devices share the work; this version runs on one.
+
+    Args:
+        worker_extension_cls: class whose methods the worker gets besides its own, or "module.name" of it.
+    """
 
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    worker_extension_cls: str | type | None = None
 
     @property
     def world_size(self) -> int:
@@ -89,7 +94,7 @@ class ModelConfig:
         model: name or path as the caller gave it.
         source: where the weights are on this machine.
         tokenizer: name or path of the tokenizer.
-        tokenizer_mode: "auto" or "slow".
+        tokenizer_mode: "auto", "slow" or "mistral".
         hf_token: access token of the model hub, not shown by `repr`.
         dtype: data type of weights and activations.
         seed: key of random numbers of requests without a seed of their own.
@@ -117,7 +122,7 @@ class ModelConfig:
     model: str
     source: ModelSource
     tokenizer: str
-    tokenizer_mode: Literal["auto", "slow"] = "auto"
+    tokenizer_mode: Literal["auto", "slow", "mistral"] = "auto"
     skip_tokenizer_init: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
@@ -285,11 +290,38 @@ class LoadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfilerConfig:
+    """What `LLM.start_profile` records, with torch's profiler, and where it writes it.
+
+    Args:
+        profiler: "torch".
+        torch_profiler_dir: folder of the trace files; it is made where it is missing.
+        torch_profiler_with_stack, torch_profiler_with_flops, torch_profiler_record_shapes, torch_profiler_with_memory:
+            whether call stacks, numbers of operations, shapes of tensors and use of memory are recorded.
+        torch_profiler_use_gzip: whether trace files are compressed.
+        delay_iterations: steps that pass before recording starts.
+        max_iterations: steps after which recording ends; 0 for no limit.
+    """
+
+    profiler: Literal["torch"] = "torch"
+    torch_profiler_dir: str
+    torch_profiler_with_stack: bool = True
+    torch_profiler_with_flops: bool = False
+    torch_profiler_use_gzip: bool = True
+    torch_profiler_record_shapes: bool = False
+    torch_profiler_with_memory: bool = False
+    delay_iterations: int = 0
+    max_iterations: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TacoConfig:
     """Everything an engine is built from.
 
     Args:
         behaviour: the choices in which versions of the reference API differ.
+        profiler_config: None where nobody asked for a profiler.
+        log_stats_interval_s: seconds between two lines about the engine in the log; None counts no metrics.
     """
 
     model_config: ModelConfig
@@ -299,3 +331,5 @@ class TacoConfig:
     load_config: LoadConfig = field(default_factory=LoadConfig)
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
     behaviour: Behaviour
+    profiler_config: ProfilerConfig | None = None
+    log_stats_interval_s: float | None = None

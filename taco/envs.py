@@ -42,6 +42,47 @@ def cpu_kv_cache_space_gib() -> float | None:
     return gib or None
 
 
+def torch_profiler_options() -> dict[str, str | bool] | None:
+    """Fields of `taco.config.ProfilerConfig` from VLLM_TORCH_PROFILER_DIR and the four variables that go with it; None
+    where that is unset."""
+    folder = os.environ.get("VLLM_TORCH_PROFILER_DIR", "").strip()
+    if not folder:
+        return None
+    options: dict[str, str | bool] = {"torch_profiler_dir": folder}
+    for field, name in _TORCH_PROFILER_SWITCHES.items():
+        if text := os.environ.get(name, "").strip():
+            options[field] = text not in ("0", "false", "False")
+    return options
+
+
+_TORCH_PROFILER_SWITCHES = {
+    "torch_profiler_record_shapes": "VLLM_TORCH_PROFILER_RECORD_SHAPES",
+    "torch_profiler_with_memory": "VLLM_TORCH_PROFILER_WITH_PROFILE_MEMORY",
+    "torch_profiler_with_stack": "VLLM_TORCH_PROFILER_WITH_STACK",
+    "torch_profiler_with_flops": "VLLM_TORCH_PROFILER_WITH_FLOPS",
+}
+
+
+def log_stats_interval_s() -> float:
+    """Seconds between two lines about the engine in the log, from VLLM_LOG_STATS_INTERVAL; 10 where it is unset.
+
+    Raises:
+        TacoValidationError: the variable does not hold a number above 0.
+    """
+    text = os.environ.get("VLLM_LOG_STATS_INTERVAL", "").strip() or "10"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise TacoValidationError(
+            f"The environment variable VLLM_LOG_STATS_INTERVAL is {text!r}; it must be a number of seconds above 0.",
+            parameter="VLLM_LOG_STATS_INTERVAL",
+            value=text,
+        )
+    return seconds
+
+
 def limit_onednn_caches(num_entries: int = 128) -> None:
     """Bounds what oneDNN keeps of products it has prepared, unless the environment says otherwise.
 
@@ -72,7 +113,7 @@ _WITHOUT_EFFECT = {
     "VLLM_ASSETS_CACHE",
     "taco reports its use to nobody": "VLLM_NO_USAGE_STATS VLLM_DO_NOT_TRACK VLLM_USAGE_SOURCE VLLM_USAGE_STATS_SERVER",
     'logs go to the logger "taco", which the program sets up': "VLLM_LOGGING_LEVEL VLLM_LOGGING_PREFIX "
-    "VLLM_CONFIGURE_LOGGING VLLM_LOG_STATS_INTERVAL",
+    "VLLM_CONFIGURE_LOGGING",
     "there is no server": "VLLM_API_KEY VLLM_SERVER_DEV_MODE VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
     "there are no images, audio and video": "VLLM_IMAGE_FETCH_TIMEOUT VLLM_VIDEO_FETCH_TIMEOUT "
     "VLLM_AUDIO_FETCH_TIMEOUT VLLM_MM_INPUT_CACHE_GIB",
@@ -91,7 +132,8 @@ def check_vllm_variables() -> None:
     Raises:
         UnsupportedFeatureError: one asks for what this version does not have.
     """
-    known = {"VLLM_CPU_KVCACHE_SPACE"}.union(*(names.split() for names in _WITHOUT_EFFECT.values()))
+    known = {"VLLM_CPU_KVCACHE_SPACE", "VLLM_TORCH_PROFILER_DIR", "VLLM_LOG_STATS_INTERVAL"}
+    known = known.union(_TORCH_PROFILER_SWITCHES.values(), *(names.split() for names in _WITHOUT_EFFECT.values()))
     unknown = []
     for name, value in sorted(os.environ.items()):
         if name in _NOT_BUILT and value.strip().lower() not in ("", "0", "false"):

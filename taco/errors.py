@@ -61,3 +61,15 @@ class OutOfMemoryError(EngineError):
 
 class EngineDeadError(EngineError):
     """The engine was closed, or an earlier step failed and left it unusable."""
+
+
+class EngineAsleepError(EngineError):
+    """The engine was put to sleep, or its weights are missing; the message says how to go on."""
+
+
+class ProfilerAlreadyActiveError(EngineError):
+    """The profiler was started twice."""
+
+
+class StatsDisabledError(TacoValidationError, AssertionError):
+    """Metrics were asked for that the engine does not count. vLLM fails an assertion there."""

@@ -41,6 +41,7 @@ _PROMPTS = {
 }
 _POOLER = {"taco.pooling_params": "PoolerConfig"}
 _ENGINE = {"taco.engine.llm_engine": "LLMEngine"}
+_ASYNC_ENGINE = {"taco.engine.async_llm_engine": "AsyncLLMEngine AsyncLLM"}
 _COUNTER = {"taco.entrypoints.llm": "Counter"}
 _ARGUMENT_PARSER = {"taco.entrypoints.vllm_functions": "FlexibleArgumentParser"}
 _TOKENIZER = {"taco.entrypoints.vllm_functions": "get_tokenizer"}
@@ -59,19 +60,22 @@ _TABLE: dict[str, dict[str, str]] = {
         "taco.pooling_params": "PoolingParams",
         **_OUTPUTS,
         **_ENGINE,
+        "taco.engine.async_llm_engine": "AsyncLLMEngine",
         "taco.engine.arg_utils": "EngineArgs AsyncEngineArgs",
     },
     "vllm.beam_search": _BEAMS,
     "vllm.config": {
-        "taco.config": "CacheConfig DeviceConfig LoadConfig ModelConfig ParallelConfig SchedulerConfig "
+        "taco.config": "CacheConfig DeviceConfig LoadConfig ModelConfig ParallelConfig ProfilerConfig SchedulerConfig "
         "VllmConfig=TacoConfig",
         **_POOLER,
     },
     "vllm.config.pooler": _POOLER,
+    "vllm.config.profiler": {"taco.config": "ProfilerConfig"},
     "vllm.distributed": _PROCESS_GROUPS,
     "vllm.distributed.parallel_state": _PROCESS_GROUPS,
     "vllm.engine": {},
     "vllm.engine.arg_utils": {"taco.engine.arg_utils": "EngineArgs AsyncEngineArgs"},
+    "vllm.engine.async_llm_engine": _ASYNC_ENGINE,
     "vllm.engine.llm_engine": _ENGINE,
     "vllm.entrypoints": {},
     "vllm.entrypoints.generate": {},
@@ -107,15 +111,15 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.utils.counter": _COUNTER,
     "vllm.v1": {},
     "vllm.v1.engine": {},
+    "vllm.v1.engine.async_llm": _ASYNC_ENGINE,
     "vllm.v1.engine.llm_engine": _ENGINE,
+    "vllm.v1.metrics": {},
+    "vllm.v1.metrics.reader": {"taco.engine.metrics": "Metric Counter Gauge Histogram Vector"},
     "vllm.version": {},
 }
 
 # Why taco will not have a name or module, and what lies below it.
 _REASONS = {
-    "vllm.AsyncLLMEngine": "it is an offline engine, without an asynchronous one",
-    "vllm.engine.async_llm_engine": "it is an offline engine, without an asynchronous one",
-    "vllm.v1.engine.async_llm": "it is an offline engine, without an asynchronous one",
     "vllm.entrypoints.openai": "it is an offline engine, without a server",
     "vllm.initialize_ray_cluster": "it does not run on Ray",
     "vllm.executor.ray_utils": "it does not run on Ray",

@@ -18,7 +18,7 @@ from taco import compat, vllm_alias
 from taco.errors import TacoError, TacoValidationError
 
 API = json.loads((Path(__file__).parent / "data" / "vllm_api_params.json").read_text())
-ABSENT_EXPORTS = {"AsyncLLMEngine", "initialize_ray_cluster"}
+ABSENT_EXPORTS = {"initialize_ray_cluster"}
 
 Install = Callable[..., None]
 
@@ -146,7 +146,6 @@ def test_an_absent_attribute_is_an_attribute_error(install: Install) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "reason"),
     [
-        ("vllm", "AsyncLLMEngine", "offline"),
         ("vllm", "initialize_ray_cluster", "Ray"),
         ("vllm.entrypoints.openai.api_server", "run_server", "without a server"),
         ("vllm.prompt_adapter.request", "PromptAdapterRequest", "prompt adapters"),

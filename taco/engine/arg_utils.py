@@ -38,6 +38,7 @@ from taco.config import (
     LoadConfig,
     ModelConfig,
     ParallelConfig,
+    ProfilerConfig,
     SchedulerConfig,
     TacoConfig,
 )
@@ -266,6 +267,39 @@ class PoolerRule(JsonObject):
         return PoolerConfig.from_mapping(value)
 
 
+@dataclass(frozen=True)
+class ProfilerRule(JsonObject):
+    """A `ProfilerConfig`, or its fields as a dict, of which `profiler` may be None for no profiler."""
+
+    def check_given(self, value: Any) -> ProfilerConfig | None:
+        given = dict(value) if isinstance(value, Mapping) else dict(vars(value)) if hasattr(value, "__dict__") else {}
+        if given.get("profiler", "torch") is None:
+            return None
+        if not given.get("torch_profiler_dir"):
+            raise ValueError('must have a folder for trace files, as in {"torch_profiler_dir": "traces"}')
+        fields = {field.name: field for field in dataclasses.fields(ProfilerConfig)}
+        for name, setting in given.items():
+            if name not in fields or (name == "profiler" and setting != "torch"):
+                raise UnsupportedFeatureError(f"{name}={setting!r} is not supported; taco has {_listed([*fields])}")
+            default = fields[name].default
+            if default is not dataclasses.MISSING and type(setting) is not type(default):
+                raise ValueError(f"{name} must be of type {type(default).__name__}")
+        return ProfilerConfig(**given)
+
+
+@dataclass(frozen=True)
+class ClassName(Rule):
+    """A class, or its "module.name"; an empty text for none."""
+
+    def check_given(self, value: Any) -> str | type:
+        if isinstance(value, type) or value == "":
+            return cast("str | type", value)
+        name = super().check_given(value)
+        if not re.fullmatch(r"\w+(\.\w+)+", name):
+            raise ValueError('must be a class or its name, as in "package.module.Class"')
+        return cast(str, name)
+
+
 def _same(value: object, known: object) -> bool:
     """Equality that keeps True and 1 apart."""
     return isinstance(value, bool) == isinstance(known, bool) and bool(value == known)
@@ -392,7 +426,7 @@ NO_LORA = "it is read only together with enable_lora"
 NO_PROMPT_ADAPTER = "it is read only together with enable_prompt_adapter"
 NO_SPECULATION = "it is read only together with speculative_model"
 NO_OFFLOAD = "it is read only where weights are offloaded"
-NO_SLEEP = "it is read only together with enable_sleep_mode"
+SLEEPS = "`LLM.sleep` always works, and needs no allocator of its own"
 NO_CONTEXT_PARALLEL = "it is read only together with decode_context_parallel_size"
 NO_LOOKAHEAD = "it is read only together with lookahead_cache_config_dir"
 
@@ -427,7 +461,10 @@ class EngineArgs:
         False, SWITCH, "Load no tokenizer: prompts must be token ids, and outputs have no text."
     )
     tokenizer_mode: str = implemented(
-        "auto", OneOf(values=("auto", "slow")), 'Kind of tokenizer: "auto" takes the fast one where there is one.'
+        "auto",
+        OneOf(values=("auto", "slow", "mistral")),
+        'Kind of tokenizer: "auto" takes the fast one where there is one, "slow" the one in Python (rare), "mistral" '
+        "that of mistral-common, from tekken.json or tokenizer.model.vN.",
     )
     trust_remote_code: bool = implemented(False, SWITCH, "Run Python code that comes with the model.")
     allowed_local_media_path: str = immaterial("", NO_MEDIA)
@@ -494,8 +531,11 @@ class EngineArgs:
     max_logprobs: int = implemented(
         20, Integer(minimum=-1), "Most log-probabilities a request may ask for at each position; -1: the vocabulary."
     )
-    disable_log_stats: bool = immaterial(
-        False, "statistics of the engine are never logged, and outputs always have their metrics"
+    disable_log_stats: bool = implemented(
+        False,
+        SWITCH,
+        "Do not count the metrics of the engine, which `LLM.get_metrics` returns and a line in the log sums up every "
+        "10 s. `LLM` does not count them unless this is False; outputs have their own metrics in any case.",
     )
     revision: str | None = implemented(None, OPTIONAL_TEXT, "Branch, tag or commit of the model on the hub.")
     code_revision: str | None = implemented(
@@ -792,8 +832,15 @@ class EngineArgs:
     kernel_config: Any = not_built(None, "the choice of kernels")
     enable_flashinfer_autotune: bool | None = immaterial(None, "FlashInfer is not used")
     monokernel: bool = not_built(False, "the choice of kernels")
-    worker_extension_cls: str = not_built("", "another worker class")
-    profiler_config: Any = not_built(None, "profiling by the engine")
+    worker_extension_cls: Any = implemented(
+        "", ClassName(), "Class whose methods the worker gets, for `LLM.collective_rpc`: `module.name`."
+    )
+    profiler_config: Any = implemented(
+        None,
+        ProfilerRule(optional=True),
+        "What `LLM.start_profile` records: a `ProfilerConfig` or a dict of its fields, such as torch_profiler_dir. "
+        "Unset: what the environment variables VLLM_TORCH_PROFILER_* say.",
+    )
     logging_config: Any = not_built(None, 'set-up of logging other than by the logger "taco"')
     log_level: str | None = not_built(None, 'set-up of logging other than by the logger "taco"')
     log_config_file: str | None = not_built(None, 'set-up of logging other than by the logger "taco"')
@@ -801,10 +848,10 @@ class EngineArgs:
     ec_transfer_config: Any = not_built(None, "sending encoder results to other engines")
     ec_manager_config: Any = immaterial(None, NO_MEDIA)
     reasoning_config: Any = not_built(None, "budgets of reasoning")
-    enable_sleep_mode: bool = not_built(False, "sleep mode")
-    sleep_mode_backend: str = immaterial("cumem", NO_SLEEP)
-    sleep_mode_offload_cudagraph: bool = immaterial(False, NO_SLEEP)
-    sleep_preserve_parameter_names: list[str] | None = immaterial(None, NO_SLEEP)
+    enable_sleep_mode: bool = immaterial(False, SLEEPS)
+    sleep_mode_backend: str = immaterial("cumem", SLEEPS)
+    sleep_mode_offload_cudagraph: bool = immaterial(False, EAGER)
+    sleep_preserve_parameter_names: list[str] | None = not_built(None, "keeping some weights through a deep sleep")
     enable_cumem_allocator: bool = not_built(False, "another allocator of GPU memory")
     enable_nccl_comm_suspend: bool = immaterial(False, ONE_DEVICE)
     override_generation_config: dict[str, Any] | None = implemented(
@@ -910,6 +957,8 @@ class EngineArgs:
         with problems.collecting():
             cpu_kv_cache_bytes = resolve_cpu_kv_cache_bytes(args.kv_cache_memory_bytes)
         with problems.collecting():
+            log_stats_interval_s = None if args.disable_log_stats else envs.log_stats_interval_s()
+        with problems.collecting():
             chat_template = resolve_chat_template(args.chat_template)
         with problems.collecting():
             separate_generation_config = read_generation_config(args.generation_config)
@@ -959,7 +1008,7 @@ class EngineArgs:
                 model=args.model,
                 source=source,
                 tokenizer=args.tokenizer or args.model,
-                tokenizer_mode=cast(Literal["auto", "slow"], args.tokenizer_mode),
+                tokenizer_mode=cast(Literal["auto", "slow", "mistral"], args.tokenizer_mode),
                 skip_tokenizer_init=args.skip_tokenizer_init,
                 trust_remote_code=args.trust_remote_code,
                 revision=args.revision,
@@ -1019,8 +1068,11 @@ class EngineArgs:
                 tensor_parallel_size=args.tensor_parallel_size,
                 pipeline_parallel_size=args.pipeline_parallel_size,
                 data_parallel_size=args.data_parallel_size,
+                worker_extension_cls=args.worker_extension_cls or None,
             ),
             behaviour=behaviour,
+            profiler_config=args.profiler_config or profiler_from_environment(),
+            log_stats_interval_s=log_stats_interval_s,
         )
 
     def _checked(self, problems: _Problems) -> Self:
@@ -1061,7 +1113,10 @@ class EngineArgs:
         from taco.tokenizer.loading import load_tokenizer
 
         tokenizer = load_tokenizer(
-            self.tokenizer or source, trust_remote_code=self.trust_remote_code, revision=self.tokenizer_revision
+            self.tokenizer or source,
+            tokenizer_mode=self.tokenizer_mode,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.tokenizer_revision,
         )
         ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
         if unknown := [
@@ -1192,6 +1247,12 @@ def resolve_cpu_kv_cache_bytes(kv_cache_memory_bytes: int | None) -> int | None:
         return kv_cache_memory_bytes
     gib = envs.cpu_kv_cache_space_gib()
     return None if gib is None else int(gib * GIB)
+
+
+def profiler_from_environment() -> ProfilerConfig | None:
+    """What the environment variables of vLLM say about profiling; None if nothing."""
+    options = envs.torch_profiler_options()
+    return None if options is None else ProfilerConfig(**options)  # type: ignore[arg-type]
 
 
 def resolve_chat_template(template: str | None) -> str | None:

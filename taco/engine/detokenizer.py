@@ -55,8 +55,12 @@ def make_detokenizer(tokenizer: Any) -> Detokenizer:
     """The detokenizer for a Hugging Face tokenizer.
 
     Tokenizers whose tokens stand for bytes, independent of their neighbours (byte-level BPE; SentencePiece with or
-    without byte fallback), are decoded through a table of bytes. All others are asked to decode short windows.
+    without byte fallback; those of mistral-common), are decoded through a table of bytes. All others are asked to
+    decode short windows.
     """
+    vocabulary = getattr(tokenizer, "byte_vocabulary", None)
+    if vocabulary is not None:
+        return ByteDetokenizer(vocabulary, bytes, vocabulary.strips_first_space)
     backend = getattr(tokenizer, "_tokenizer", None)
     if getattr(tokenizer, "is_fast", False) and backend is not None and backend.decoder is not None:
         rules = _byte_rules(json.loads(backend.decoder.__getstate__()))
@@ -129,7 +133,7 @@ def _byte_level_bytes(token: str) -> bytes:
 class _Pieces(dict[int, bytes]):
     """Bytes of each token id, found when first asked for: large vocabularies take too long to convert at the start."""
 
-    def __init__(self, backend: Any, to_bytes: Callable[[str], bytes], skip_special_tokens: bool) -> None:
+    def __init__(self, backend: Any, to_bytes: Callable[[Any], bytes], skip_special_tokens: bool) -> None:
         self._id_to_token = backend.id_to_token
         self._to_bytes = to_bytes
         for token_id, token in backend.get_added_tokens_decoder().items():
@@ -165,12 +169,12 @@ class ByteDetokenizer:
     """For tokenizers whose tokens stand for bytes.
 
     Args:
-        backend: a `tokenizers.Tokenizer`.
-        to_bytes: from a token's string to its bytes.
+        backend: a `tokenizers.Tokenizer`, or a `ByteVocabulary` of a tokenizer of mistral-common.
+        to_bytes: from a token, as the backend gives it, to its bytes.
         strips_first_space: whether the tokenizer drops a space at the very start of a text.
     """
 
-    def __init__(self, backend: Any, to_bytes: Callable[[str], bytes], strips_first_space: bool) -> None:
+    def __init__(self, backend: Any, to_bytes: Callable[[Any], bytes], strips_first_space: bool) -> None:
         self._pieces = {skip: _Pieces(backend, to_bytes, skip) for skip in (False, True)}
         self._texts = {skip: _Texts(pieces) for skip, pieces in self._pieces.items()}
         self._strips_first_space = strips_first_space

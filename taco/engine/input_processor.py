@@ -474,13 +474,24 @@ class InputProcessor:
                 except Exception as error:
                     message = f"The tokenizer failed on this prompt: {type(error).__name__}: {error}"
                     rows.append(TacoValidationError(message, parameter="prompt"))
-        bos = self._bos_token_id
-        if add_special_tokens and bos is not None and self._bos_token:
-            for index, row in enumerate(rows):
-                if isinstance(row, list) and row[:2] == [bos, bos] and texts[index].startswith(self._bos_token):
-                    rows[index] = row[1:]
-                    self._warn_of_bos()
+        if add_special_tokens:
+            self._drop_second_bos(texts, rows)
         return rows
+
+    def _drop_second_bos(self, texts: list[str], rows: list[list[int] | TacoValidationError]) -> None:
+        bos = self._bos_token_id
+        if bos is None or not self._bos_token:
+            return
+        doubled = {
+            index: row
+            for index, row in enumerate(rows)
+            if isinstance(row, list) and row[:2] == [bos, bos] and texts[index].startswith(self._bos_token)
+        }
+        # Where the tokenizer adds none, the text says it twice and means it.
+        if doubled and self._call_tokenizer(["a"], True)[0][:1] == [bos]:
+            for index, row in doubled.items():
+                rows[index] = row[1:]
+            self._warn_of_bos()
 
     def _call_tokenizer(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(
@@ -496,8 +507,9 @@ class InputProcessor:
         if not self._warned_of_bos:
             self._warned_of_bos = True
             logger.warning(
-                "A prompt begins with %s, which the tokenizer adds itself; the second one was left out. This is said "
-                "once.",
+                "A prompt begins with %s, which the tokenizer adds itself; the second one was left out. Remove it from "
+                "your texts; or, if they have all special tokens, as rendered chat templates do, pass "
+                "tokenization_kwargs={'add_special_tokens': False}, or the messages to LLM.chat. This is said once.",
                 self._bos_token,
             )
 

@@ -17,12 +17,14 @@ from taco.config import TacoConfig
 from taco.engine.arg_utils import EngineArgs
 from taco.engine.beam_groups import BeamGroups
 from taco.engine.block_manager import BlockManager, UnlimitedBlockManager
+from taco.engine.control import EngineControl
 from taco.engine.input_processor import InputProcessor, ProcessedRequest
+from taco.engine.metrics import EngineMetrics
 from taco.engine.output_processor import OutputProcessor
 from taco.engine.pooling_input import PoolingInputProcessor
 from taco.engine.pooling_output import PoolingOutputProcessor
 from taco.engine.scheduler import Scheduler
-from taco.errors import EngineDeadError, TacoValidationError
+from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.executor.inprocess import InProcessExecutor
 from taco.request import RequestStatus
 from taco.usage_context import UsageContext
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class LLMEngine:
+class LLMEngine(EngineControl):
     """Runs requests to their end, a step at a time.
 
     Requests enter by `add_request`; each `step` returns the outputs that changed. `LLM` is the convenient front.
@@ -50,7 +52,7 @@ class LLMEngine:
     """
 
     def __init__(self, config: TacoConfig) -> None:
-        self._executor: InProcessExecutor | None = None
+        self._executor = None
         started = time.perf_counter()
         executor = InProcessExecutor(config)
         try:
@@ -79,7 +81,13 @@ class LLMEngine:
         except BaseException:
             executor.shutdown()
             raise
-        self._executor = executor
+        super().__init__(executor)
+        self._metrics = None
+        if config.log_stats_interval_s is not None:
+            self._metrics = EngineMetrics(
+                config.model_config.served_model_name, config.model_config.max_model_len, config.log_stats_interval_s
+            )
+        self._late_outputs: list[RequestOutput] = []  # to be returned by the next step
         self._in_flight: deque[tuple[StepPlan, PendingStep]] = deque()
         self._num_ahead = int(config.scheduler_config.async_scheduling)
         logger.info(
@@ -105,12 +113,27 @@ class LLMEngine:
 
         Args:
             usage_context: accepted and without effect: taco reports its use to nobody.
-            stat_loggers: must be None; there are no stat loggers yet.
+            stat_loggers: must be None; `get_metrics` has what they would be told.
             enable_multiprocessing: accepted and without effect: the engine runs in this process.
         """
-        if stat_loggers is not None:
-            raise TacoValidationError("stat_loggers is not supported; leave it None.", parameter="stat_loggers")
+        _refuse_stat_loggers(stat_loggers)
         return cls(engine_args.create_config())
+
+    @classmethod
+    def from_vllm_config(
+        cls,
+        vllm_config: TacoConfig,
+        usage_context: UsageContext = UsageContext.ENGINE_CONTEXT,
+        stat_loggers: object = None,
+        disable_log_stats: bool = False,
+    ) -> LLMEngine:
+        """Creates an engine from its config; arguments as for `from_engine_args`.
+
+        Args:
+            disable_log_stats: count no metrics, although the config says so.
+        """
+        _refuse_stat_loggers(stat_loggers)
+        return cls(dataclasses.replace(vllm_config, log_stats_interval_s=None) if disable_log_stats else vllm_config)
 
     # Requests
 
@@ -158,7 +181,7 @@ class LLMEngine:
 
     def add_processed(self, processed: ProcessedRequest) -> None:
         """Enters a request that the input processor has made."""
-        self._check_alive()
+        self._alive()
         self.output_processor.add(processed)
         if processed.beam_options is not None and processed.children:
             self.beam_groups.add(processed)
@@ -166,25 +189,56 @@ class LLMEngine:
         for child in processed.children:
             self.scheduler.add(child)
 
-    def abort_request(self, request_id: str | Iterable[str]) -> None:
-        """Ends requests without an output; ids of finished or unknown requests are left alone."""
-        for one in [request_id] if isinstance(request_id, str) else list(request_id):
+    def abort_request(self, request_id: str | Iterable[str], internal: bool = False) -> None:
+        """Ends requests without an output; ids of finished or unknown requests are left alone.
+
+        Args:
+            request_id: one or several.
+            internal: accepted and without effect: requests have one id, the caller's.
+        """
+        request_ids = {request_id} if isinstance(request_id, str) else set(request_id)
+        self.abort(request_ids)
+        self._late_outputs = [output for output in self._late_outputs if output.request_id not in request_ids]
+
+    def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
+        """Ends requests and returns what there is of their outputs, which is nothing for pooling models."""
+        outputs: list[RequestOutput] = []
+        for one in request_ids:
             for child_id in self.output_processor.child_ids(one):
                 request = self.scheduler.requests.get(child_id)
                 if request is not None:
                     self.scheduler.finish(request, RequestStatus.FINISHED_ABORTED)
+                    if self._metrics is not None:
+                        self._metrics.forget(request)
             self.beam_groups.abort(one)
-            self.output_processor.abort(one)
+            output = self.output_processor.abort(one)
+            if output is not None:
+                outputs.append(output)
+                if self._metrics is not None:
+                    self._metrics.record_output(output)
         if self._executor is not None:
             self._settle()
+        return outputs
+
+    def _abort_requests(self) -> None:
+        self._finish_steps()
+        self._late_outputs += self.abort(self.output_processor.request_ids())
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything left to do."""
-        return self.output_processor.num_unfinished > 0
+        return self.output_processor.num_unfinished > 0 or bool(self._late_outputs)
+
+    def has_unfinished_requests_dp(self, has_unfinished: bool) -> bool:
+        """`has_unfinished`: there is no other engine that could have some."""
+        return has_unfinished
+
+    def has_unfinished_requests_for_virtual_engine(self, virtual_engine: int) -> bool:
+        """`has_unfinished_requests`, whatever the number: there is one engine."""
+        return self.has_unfinished_requests()
 
     def get_num_unfinished_requests(self) -> int:
-        """Requests that were added and have not finished; `n` samples of a prompt are one request."""
-        return self.output_processor.num_unfinished
+        """Requests that were added and whose last output has not been returned; `n` samples of a prompt are one."""
+        return self.output_processor.num_unfinished + sum(output.finished for output in self._late_outputs)
 
     # The loop
 
@@ -192,25 +246,64 @@ class LLMEngine:
         """Runs one step and returns the outputs it completed or, for streaming requests, changed.
 
         If a step fails, all requests are aborted, the engine is clean again, and the exception is passed on.
+
+        Raises:
+            EngineAsleepError: the engine sleeps or has no weights; its requests stay.
         """
-        self._check_alive()
+        if self._late_outputs:
+            return self.take_late_outputs()
+        self._check_ready()
         assert self._executor is not None
         try:
             plan = self.scheduler.schedule()
             if plan is not None:
                 self._in_flight.append((plan, self._executor.submit(plan)))
             if not self._in_flight or (plan is not None and len(self._in_flight) <= self._num_ahead):
-                return self.output_processor.process([]).outputs
-            plan, pending = self._in_flight.popleft()
-            updates = self.scheduler.update(plan, self._executor.collect(pending))
-            processed = self.output_processor.process(self.beam_groups.process(updates))
-            for request, _ in processed.stopped:
-                self.scheduler.finish(request, RequestStatus.FINISHED_STOPPED)
-            self._settle()
-            return processed.outputs
+                return self._counted(self.output_processor.process([]).outputs)
+            return self._collect()
         except BaseException:
             self._recover()
             raise
+
+    def take_late_outputs(self) -> list[RequestOutput]:
+        """Outputs that came between two steps, because the steps in flight had to end or requests were aborted."""
+        outputs, self._late_outputs = self._late_outputs, []
+        return outputs
+
+    def _collect(self) -> list[RequestOutput]:
+        """Waits for the oldest step in flight and returns its outputs."""
+        assert self._executor is not None
+        plan, pending = self._in_flight.popleft()
+        updates = self.beam_groups.process(self.scheduler.update(plan, self._executor.collect(pending)))
+        processed = self.output_processor.process(updates)
+        for request, _ in processed.stopped:
+            self.scheduler.finish(request, RequestStatus.FINISHED_STOPPED)
+        if self._metrics is not None:
+            self._metrics.record_step(plan, updates)
+            self._metrics.log_if_due(self.scheduler)
+        self._settle()
+        return self._counted(processed.outputs)
+
+    def _counted(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
+        if self._metrics is not None:
+            for output in outputs:
+                if output.finished:
+                    self._metrics.record_output(output)
+        return outputs
+
+    def _finish_steps(self) -> None:
+        try:
+            while self._in_flight:
+                self._late_outputs += self._collect()
+        except BaseException:
+            self._recover()
+            raise
+
+    def _finish_requests(self) -> None:
+        outputs = []
+        while self.has_unfinished_requests():
+            outputs += self.step()
+        self._late_outputs = outputs
 
     def _settle(self) -> None:
         """When nothing is unfinished, lets the worker forget what it holds of requests."""
@@ -230,6 +323,9 @@ class LLMEngine:
         self.scheduler.reset()
         self.beam_groups.clear()
         self.output_processor.abort_all()
+        self._late_outputs.clear()
+        if self._metrics is not None:
+            self._metrics.forget_all()
         self._executor.reset()
 
     # Tokenizer, configs, end
@@ -296,11 +392,10 @@ class LLMEngine:
     def get_scheduler_config(self) -> Any:
         return self.config.scheduler_config
 
-    def reset_prefix_cache(self) -> bool:
-        """Forgets every cached prefix; running requests keep their blocks."""
-        self._check_alive()
-        self.scheduler.blocks.pool.reset_index()
-        return True
+    def get_supported_tasks(self) -> tuple[str, ...]:
+        """What the model can do: ("generate",), or pooling tasks."""
+        pooler = self.config.model_config.pooler_config
+        return ("generate",) if pooler is None else pooler.tasks
 
     def close(self) -> None:
         """Aborts what is unfinished and gives all memory back; calls after this raise `EngineDeadError`."""
@@ -309,14 +404,15 @@ class LLMEngine:
             self._in_flight.clear()
             executor.shutdown()
 
-    def _check_alive(self) -> None:
-        if self._executor is None:
-            raise EngineDeadError("The engine is closed; create a new LLM.")
-
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # See LLM.__del__.
         if getattr(self, "_executor", None) is not None and not is_finalizing():
             self.close()
+
+
+def _refuse_stat_loggers(stat_loggers: object) -> None:
+    if stat_loggers is not None:
+        raise UnsupportedFeatureError("stat_loggers is not supported; leave it None.", parameter="stat_loggers")
 
 
 def _load_tokenizer(config: TacoConfig) -> Any:

@@ -126,6 +126,10 @@ class OutputProcessor:
         """Requests whose last output has not been handed out."""
         return len(self._parents) + len(self._ready)
 
+    def request_ids(self) -> list[str]:
+        """Ids of the unfinished requests."""
+        return [*self._parents, *self._ready]
+
     def child_ids(self, request_id: str) -> list[str]:
         """Ids of the sequences of an unfinished request; none for other ids."""
         parent = self._parents.get(request_id)

@@ -161,7 +161,7 @@ def resolve_pooler(
         seq_pooling_type=given.seq_pooling_type or seq_pooling_type,
         tok_pooling_type=given.tok_pooling_type or ("STEP" if is_process_reward_model else "ALL"),
         use_activation=use_activation,
-        activation=_activation(hf_config),
+        activation=_activation(hf_config, files),
         dimensions=given.dimensions,
         matryoshka_dimensions=None if matryoshka_dimensions is None else tuple(matryoshka_dimensions),
         embedding_size=size,
@@ -204,25 +204,26 @@ def check_dimensions(settings: PoolerSettings, dimensions: int) -> None:
         )
 
 
-def _activation(hf_config: PretrainedConfig) -> Activation:
+def _activation(hf_config: PretrainedConfig, files: SentenceTransformersFiles | None) -> Activation:
     """What makes probabilities of a classifier's logits.
 
-    The name that sentence-transformers writes into config.json comes first, then `problem_type`, then the number of
-    classes: several exclude each other, a single one is a yes or no.
+    The name that sentence-transformers writes into its files or into config.json comes first, then `problem_type`, then
+    the number of classes: several exclude each other, a single one is a yes or no.
 
     Raises:
-        UnsupportedFeatureError: config.json names a function that is not implemented.
+        TacoValidationError: a file names a function that is not implemented.
     """
     own: Any = getattr(hf_config, "sentence_transformers", None)
     name = own.get("activation_fn") if isinstance(own, dict) else None
+    name = (files.activation if files is not None else None) or name
     name = name or getattr(hf_config, "sbert_ce_default_activation_function", None)
     if name is not None:
         for known in _ACTIVATIONS:
             if str(name).rsplit(".", 1)[-1].lower() == known:
                 return known
         raise TacoValidationError(
-            f"The activation function {name!r} in this model's config.json is not implemented; there are Sigmoid, "
-            "Softmax and Identity.",
+            f"The activation function {name!r} in this model's files is not implemented; there are Sigmoid, Softmax "
+            "and Identity.",
             parameter="model",
             value=name,
         )

@@ -129,10 +129,11 @@ class PoolingInputProcessor(InputProcessor):
             message = f"The tokenizer failed on this prompt: {type(error).__name__}: {error}"
             rows[indexes[0]] = TacoValidationError(message, parameter="prompt")
             return
+        types = encoded.get("token_type_ids")
         for place, index in enumerate(indexes):
             rows[index] = encoded["input_ids"][place]
-            if self._knows_token_types and prompts[index].text_pair is not None:
-                prompts[index].token_type_ids = encoded["token_type_ids"][place]
+            if types is not None:
+                prompts[index].token_type_ids = types[place]
 
     def _run_tokenizer(self, prompts: Sequence[ParsedPrompt], options: TokenizeOptions) -> Any:
         lower = str.lower if self._settings.lower_case else str
@@ -151,7 +152,8 @@ class PoolingInputProcessor(InputProcessor):
                 pairs,
                 add_special_tokens=options.add_special_tokens,
                 return_attention_mask=False,
-                return_token_type_ids=pairs is not None and self._knows_token_types,
+                # The tokenizer knows whether its model was trained with them.
+                return_token_type_ids=None if pairs is not None and self._knows_token_types else False,
                 verbose=False,
                 **arguments,
             )

@@ -25,6 +25,10 @@ class PoolingOutputProcessor:
     def num_unfinished(self) -> int:
         return len(self._requests)
 
+    def request_ids(self) -> list[str]:
+        """Ids of the unfinished requests."""
+        return [*self._requests]
+
     def child_ids(self, request_id: str) -> list[str]:
         """The id itself if its request is unfinished."""
         return [request_id] if request_id in self._requests else []

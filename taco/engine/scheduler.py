@@ -329,16 +329,20 @@ class Scheduler:
                 break
             self._preempt(self.running[-1], plan)
 
-    def _preempt(self, request: Request, plan: StepPlan) -> None:
-        """Takes a running request's row and blocks; it waits again, in front of its kind, once it is not held."""
+    def _preempt(self, request: Request, plan: StepPlan | None) -> None:
+        """Takes a running request's row and blocks; it waits again, in front of its kind, once it is not held.
+
+        Without a plan nothing is swapped out.
+        """
         assert request is self.running[-1]
         self.running.pop()
         self._release_row(request)
         pairs = None
-        can_swap = self.config.preemption_mode != "recompute" and not request.accumulates
+        can_swap = plan is not None and self.config.preemption_mode != "recompute" and not request.accumulates
         if can_swap and request.num_computed_tokens > 0:
             pairs = self.blocks.swap_out(request)
         if pairs is not None:
+            assert plan is not None
             plan.swap_out += pairs
             request.status = RequestStatus.SWAPPED
         else:
@@ -354,7 +358,6 @@ class Scheduler:
             self._removed_rows.append(request.row)
         self._free_rows.append(request.row)
         request.row = -1
-        request.num_sent_tokens = 0
 
     def _fill(self, plan: StepPlan, scheduled: list[tuple[Request, int]]) -> None:
         scheduled.sort(key=lambda entry: entry[1] > 1)  # stable: rows with one token come first
@@ -433,6 +436,18 @@ class Scheduler:
         self._next_step_id += 1
         self._in_flight[plan.step_id] = []
         return plan
+
+    def forget_kv_cache(self) -> None:
+        """Lets every request compute anew, because what the KV cache holds is not valid any more; none is in flight."""
+        assert not self._in_flight
+        while self.running:
+            self._preempt(self.running[-1], None)
+        for request in self.requests.values():
+            if request.status == RequestStatus.SWAPPED:
+                self.blocks.free(request)
+                request.status = RequestStatus.PREEMPTED
+        self._fork_copies.clear()
+        self.blocks.pool.reset_index()
 
     def reset(self) -> None:
         """Aborts every request and forgets every step and cached prefix, after a step has failed."""

@@ -1,7 +1,8 @@
-"""From chat messages to the text of a prompt.
+"""From chat messages to a prompt.
 
-Messages are brought into the form that the chat template expects; then Hugging Face's `apply_chat_template` renders
-them in its sandbox.
+Messages are brought into the form that the chat template reads; then Hugging Face's `apply_chat_template` renders them
+in its sandbox. What a template reads is found out by rendering small conversations with it. Messages that it can take
+as they are go to it unchanged, so that the prompt is the one that transformers would make.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 
-ContentFormat = str  # "string" or "openai"
+if TYPE_CHECKING:
+    from taco.inputs import TokensPrompt
 
 # Parts that are text, and the key that has it.
 _TEXT_PARTS = {
@@ -52,6 +54,11 @@ _RESERVED_KWARGS = frozenset(
         "tokenizer_kwargs",
     )
 )
+# A template whose messages have content None where they have tool calls.
+_TESTS_FOR_NONE = re.compile(r"\bcontent['\"\])]*\s+is\s+(not\s+)?none\b", re.IGNORECASE)
+# What the probing conversations say.
+_PROBE = ("taco asks for this", "and for that")
+_UNREAD = "nobody reads this"
 
 
 @dataclass(frozen=True)
@@ -90,42 +97,41 @@ class ChatRenderer:
         default_template: replaces the tokenizer's template where the options have none.
 
     Raises:
-        TacoValidationError: there is no template.
+        TacoValidationError: there is no template, or there is one for a tokenizer that encodes chats itself.
     """
 
     def __init__(self, tokenizer: Any, options: ChatOptions, default_template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._options = options
         tools = None if options.tools is None else list(options.tools)
-        try:
-            template = tokenizer.get_chat_template(options.chat_template or default_template, tools)
-        except ValueError as error:
-            raise TacoValidationError(
-                "There is no chat template: as of transformers v4.44, default chat template is no longer allowed, so "
-                "you must provide a chat template if the tokenizer does not define one. Pass chat_template. "
-                f"({error})",
-                parameter="chat_template",
-            ) from error
-        self._template: str = template
-        self._is_openai = (
-            detect_content_format(template)
-            if options.chat_template_content_format == "auto"
-            else options.chat_template_content_format
-        ) == "openai"
+        self._template = _find_template(tokenizer, options.chat_template or default_template, tools)
         kwargs = {key: value for key, value in options.chat_template_kwargs.items() if key not in _RESERVED_KWARGS}
+        if kwargs.pop("sanitize_control_tokens", False):
+            raise UnsupportedFeatureError(
+                "sanitize_control_tokens=True is not supported: special tokens in messages are taken as such. Remove "
+                "them from the messages.",
+                parameter="chat_template_kwargs",
+            )
         self._kwargs = kwargs | {
-            "chat_template": template,
             "add_generation_prompt": options.add_generation_prompt,
             "continue_final_message": options.continue_final_message,
         }
+        if self._template is not None:
+            self._kwargs["chat_template"] = self._template
+        elif tools is not None:
+            tools = [_tool_schema(tool) for tool in tools]
         if tools is not None:
             self._kwargs["tools"] = tools
 
-    def render(self, conversation: object) -> str:
-        """The text of the prompt, special tokens included.
+    def render(self, conversation: object) -> str | TokensPrompt:
+        """The prompt of a conversation: its text, special tokens included.
 
         Args:
             conversation: messages, each a dict (or an object with `model_dump`) with "role" and "content".
+
+        Returns:
+            Text, to be tokenized without adding special tokens; or token ids, with the text that they show, where the
+            tokenizer has no template and encodes chats itself, as those of mistral-common do.
 
         Raises:
             TacoValidationError: a message is malformed, or the template refused the conversation.
@@ -141,13 +147,82 @@ class ChatRenderer:
         if not messages:
             raise TacoValidationError("A conversation needs at least one message.", parameter="messages")
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **self._kwargs)
+            return self._encode(messages) if self._template is None else self._render(messages)
         except Exception as error:  # a template can raise anything
             raise TacoValidationError(
                 f"The chat template could not be applied: {type(error).__name__}: {error}", parameter="messages"
             ) from error
+
+    def _encode(self, messages: list[dict[str, Any]]) -> TokensPrompt:
+        token_ids = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **self._kwargs)
+        return {"prompt_token_ids": token_ids, "prompt": self._tokenizer.decode(token_ids)}
+
+    def _render(self, messages: list[dict[str, Any]], **changes: Any) -> str:
+        """The text of messages of which some may have no "content"."""
+        kwargs = self._kwargs | changes
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        except Exception:
+            if all("content" in message for message in messages):
+                raise
+            # The template reads the content of every message, those of tool calls alone included.
+            assert self._template is not None
+            if _TESTS_FOR_NONE.search(self._template):
+                text = self._render_with_none(messages, kwargs)
+            else:
+                empty: str | list[Any] = "" if self._reads_strings else []
+                full = [{"content": empty, **message} for message in messages]
+                text = self._tokenizer.apply_chat_template(full, tokenize=False, **kwargs)
         assert isinstance(text, str)
         return text
+
+    def _render_with_none(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
+        # The method of the tokenizer leaves keys out whose value is None.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        full = [{"content": None, **message} for message in messages]
+        texts, _ = render_jinja_template([full], **{**self._tokenizer.special_tokens_map, **kwargs})
+        text: str = texts[0]
+        return text
+
+    # What the template reads
+
+    @cached_property
+    def _reads_strings(self) -> bool:
+        """Whether content may be a string."""
+        wanted = self._options.chat_template_content_format
+        if self._template is None or wanted != "auto":
+            return wanted != "openai"
+        # A template that shows neither form may depend on more than a first message; strings are the usual form.
+        return self._shows([{"role": "user", "content": _PROBE[0]}], _PROBE[:1]) or not self._reads_parts
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether content may be a list of parts."""
+        wanted = self._options.chat_template_content_format
+        if self._template is None or wanted != "auto":
+            return wanted != "string"
+        parts = [{"type": "text", "text": text, "unread": _UNREAD} for text in _PROBE]
+        return self._shows([{"role": "user", "content": parts}], _PROBE)
+
+    @cached_property
+    def _reads_argument_texts(self) -> bool:
+        """Whether the arguments of a tool call may be JSON text, which is shown as it is."""
+        if self._template is None:
+            return True
+        arguments = f'{{"probe":  "{_PROBE[0]}"}}'  # two spaces: nobody would write it so
+        call = {"id": "tacoprobe", "type": "function", "function": {"name": "probe", "arguments": arguments}}
+        user = {"role": "user", "content": self._content(_PROBE[1])}
+        return self._shows([user, {"role": "assistant", "tool_calls": [call]}], [arguments])
+
+    def _shows(self, messages: list[dict[str, Any]], texts: Sequence[str]) -> bool:
+        try:
+            rendered = self._render(messages, continue_final_message=False)
+        except Exception:  # the template does not take such messages
+            return False
+        return all(text in rendered for text in texts) and _UNREAD not in rendered
+
+    # Messages
 
     def _message(self, message: object) -> dict[str, Any]:
         if hasattr(message, "model_dump"):
@@ -158,15 +233,82 @@ class ChatRenderer:
                 parameter="messages",
                 value=message,
             )
-        new = dict(message)
-        if new["role"] == "developer" and "developer" not in self._template:
+        new = {key: value for key, value in message.items() if value is not None}
+        if new["role"] == "developer" and "developer" not in (self._template or ""):
             new["role"] = "system"
-        texts = content_texts(new.get("content"))
-        # A message of tool calls alone has no content; templates read an empty one, where they would print None.
-        new["content"] = [{"type": "text", "text": text} for text in texts] if self._is_openai else "\n".join(texts)
-        if new.get("tool_calls") is not None:
-            new["tool_calls"] = [_decode_arguments(call) for call in new["tool_calls"]]
+        if "content" in new:
+            new["content"] = self._content(new["content"])
+        if "tool_calls" in new:
+            new["tool_calls"] = [self._tool_call(call) for call in new["tool_calls"]]
         return new
+
+    def _content(self, content: object) -> str | list[dict[str, Any]]:
+        texts = content_texts(content)
+        if isinstance(content, str):
+            return content if self._reads_strings else [{"type": "text", "text": content}]
+        if not self._reads_parts:
+            return "\n".join(texts)
+        assert isinstance(content, Sequence)
+        return [self._part(part, text) for part, text in zip(content, texts, strict=True)]
+
+    def _part(self, part: str | Mapping[str, Any], text: str) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and (kind == "text" or self._names(kind)):
+            return dict(part)
+        return {"type": "text", "text": text}
+
+    def _names(self, kind: str | None) -> bool:
+        """Whether the template has a use for parts of this type."""
+        if self._template is None:
+            return kind == "thinking"
+        return f"'{kind}'" in self._template or f'"{kind}"' in self._template
+
+    def _tool_call(self, call: Any) -> Any:
+        """A tool call with its arguments as the template reads them; OpenAI's format has JSON text."""
+        function = call.get("function") if isinstance(call, Mapping) else None
+        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(arguments, str) or self._reads_argument_texts:
+            return call
+        try:
+            decoded = json.loads(arguments) if arguments.strip() else {}
+        except json.JSONDecodeError as error:
+            raise TacoValidationError(
+                f"The arguments of a tool call are not valid JSON ({error}): {arguments!r:.200}.",
+                parameter="messages",
+                value=arguments,
+            ) from error
+        return {**call, "function": {**function, "arguments": decoded}}
+
+
+def _find_template(tokenizer: Any, wanted: str | None, tools: list[Any] | None) -> str | None:
+    """The text of the template; None for a tokenizer that encodes chats itself."""
+    try:
+        template: str = tokenizer.get_chat_template(wanted, tools)
+        return template
+    except NotImplementedError:
+        if wanted is None:
+            return None
+        raise TacoValidationError(
+            "A tokenizer of mistral-common encodes chats itself and takes no chat_template; leave it out, or load the "
+            'tokenizer with tokenizer_mode="auto".',
+            parameter="chat_template",
+            value=wanted,
+        ) from None
+    except ValueError as error:
+        raise TacoValidationError(
+            "There is no chat template: as of transformers v4.44, default chat template is no longer allowed, so "
+            "you must provide a chat template if the tokenizer does not define one. Pass chat_template. "
+            f"({error})",
+            parameter="chat_template",
+        ) from error
+
+
+def _tool_schema(tool: Any) -> Any:
+    if not callable(tool):
+        return tool
+    from transformers.utils import get_json_schema
+
+    return get_json_schema(tool)
 
 
 def content_texts(content: object) -> list[str]:
@@ -225,23 +367,6 @@ def _part_text(part: object) -> str:
     return text
 
 
-def _decode_arguments(call: Any) -> Any:
-    """A tool call with its arguments as the object that templates expect; OpenAI's format has JSON text."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    arguments = function.get("arguments") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(arguments, str):
-        return call
-    try:
-        decoded = json.loads(arguments) if arguments.strip() else {}
-    except json.JSONDecodeError as error:
-        raise TacoValidationError(
-            f"The arguments of a tool call are not valid JSON ({error}): {arguments!r:.200}.",
-            parameter="messages",
-            value=arguments,
-        ) from error
-    return {**call, "function": {**function, "arguments": decoded}}
-
-
 def split_conversations(messages: object) -> list[object]:
     """Splits the `messages` argument into conversations; only its first element is looked at.
 
@@ -263,50 +388,3 @@ def split_conversations(messages: object) -> list[object]:
 def is_message(value: object) -> bool:
     """Whether `value` is one message rather than a conversation."""
     return isinstance(value, Mapping) or hasattr(value, "model_dump")
-
-
-@lru_cache(maxsize=32)
-def detect_content_format(template: str) -> ContentFormat:
-    """Which form of message content a chat template reads.
-
-    Returns:
-        "openai" if the template loops over the content of a message, so expects a list of parts; else "string".
-    """
-    from jinja2 import TemplateSyntaxError, nodes
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    # Transformers' own tag, which marks the assistant's text and changes nothing else.
-    template = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
-    try:
-        tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
-    except TemplateSyntaxError:
-        return "string"  # rendering will say what is wrong
-    content_names: set[str] = set()
-
-    def is_content(node: nodes.Node | None) -> bool:
-        if isinstance(node, nodes.Filter):
-            return is_content(node.node)
-        if isinstance(node, nodes.CondExpr):
-            return is_content(node.expr1) or is_content(node.expr2)
-        if isinstance(node, (nodes.Or, nodes.And)):
-            return is_content(node.left) or is_content(node.right)
-        if isinstance(node, nodes.Getattr):
-            return node.attr == "content"
-        if isinstance(node, nodes.Getitem):
-            if isinstance(node.arg, nodes.Slice):
-                return is_content(node.node)
-            return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-        return isinstance(node, nodes.Name) and node.name in content_names
-
-    macros = {macro.name: [arg.name for arg in macro.args] for macro in tree.find_all(nodes.Macro)}
-    num_known = -1
-    while num_known < len(content_names):  # a name may get its meaning from another one
-        num_known = len(content_names)
-        for assign in tree.find_all(nodes.Assign):
-            if isinstance(assign.target, nodes.Name) and is_content(assign.node):
-                content_names.add(assign.target.name)
-        for call in tree.find_all(nodes.Call):
-            names = macros.get(call.node.name, []) if isinstance(call.node, nodes.Name) else []
-            content_names.update(name for name, arg in zip(names, call.args, strict=False) if is_content(arg))
-            content_names.update(kwarg.key for kwarg in call.kwargs if kwarg.key in names and is_content(kwarg.value))
-    return "openai" if any(is_content(loop.iter) for loop in tree.find_all(nodes.For)) else "string"

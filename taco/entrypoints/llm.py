@@ -8,6 +8,7 @@ import inspect
 import logging
 import sys
 import threading
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +18,22 @@ from typing import Any, ParamSpec, TypeVar
 
 from taco.config import ModelConfig
 from taco.engine.arg_utils import EngineArgs
-from taco.engine.input_processor import ParamsCache, PreparedPrompt, TokenizeOptions
+from taco.engine.input_processor import ParamsCache, PreparedPrompt, ProcessedRequest, TokenizeOptions
 from taco.engine.llm_engine import LLMEngine
 from taco.engine.prefix_order import prefix_order
 from taco.entrypoints.beam_search import BeamProgress, beam_output, check_concurrency_limit, engine_params
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
+from taco.entrypoints.control import ControlMixin
 from taco.entrypoints.pooling import PoolingMixin
 from taco.entrypoints.progress import Progress
-from taco.errors import BatchValidationError, EngineDeadError, TacoError, TacoValidationError, UnsupportedFeatureError
+from taco.errors import (
+    BatchValidationError,
+    EngineAsleepError,
+    EngineDeadError,
+    TacoError,
+    TacoValidationError,
+    UnsupportedFeatureError,
+)
 from taco.garbage import older_objects_spared
 from taco.inputs import split_prompts
 from taco.outputs import BeamSearchOutput, RequestOutput
@@ -117,7 +126,7 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
-class LLM(PoolingMixin):
+class LLM(PoolingMixin, ControlMixin):
     """Generates text for many prompts with one model.
 
     Every argument of `EngineArgs` is accepted; the ones in the signature are those of both vLLM versions. All but
@@ -198,6 +207,8 @@ class LLM(PoolingMixin):
         self._lock = threading.RLock()
         self._is_closed = False
         self.request_counter = Counter()
+        self._enqueued: list[str] = []
+        kwargs.setdefault("disable_log_stats", True)
         self.llm_engine = LLMEngine.from_engine_args(EngineArgs(**named, **kwargs))
 
     @classmethod
@@ -254,9 +265,8 @@ class LLM(PoolingMixin):
         prompts = _merge_legacy_prompts(prompts, prompt_token_ids)
         _refuse_adapters(prompt_adapter_request, mm_processor_kwargs)
         _refuse_guided_options(guided_options_request, sampling_params)
-        rows = prompts if isinstance(prompts, Iterator) else split_prompts(prompts)
         return self._run_batch(
-            rows,
+            _text_rows(prompts),
             self._columns(sampling_params, lora_request, priority),
             engine.input_processor.tokenize_options(tokenization_kwargs),
             use_tqdm,
@@ -289,8 +299,8 @@ class LLM(PoolingMixin):
             chat_template: Jinja text, or the name of one of the tokenizer's templates; None for the `chat_template` of
                 the LLM, else the tokenizer's. The fifth positional argument is `priority` in vLLM 0.33: integers are
                 taken as that.
-            chat_template_content_format: "string" or "openai", the form of content that the template reads; "auto"
-                finds out.
+            chat_template_content_format: "string" or "openai" (a list of parts), the form of content that the template
+                reads; "auto" finds out and leaves content alone that has a form that it reads.
             add_generation_prompt: end the prompt with the beginning of the model's message.
             continue_final_message: the model goes on with the last message instead; needs add_generation_prompt=False.
             tools: JSON schemas, or functions with type hints and a docstring, that the template describes to the model.
@@ -299,7 +309,7 @@ class LLM(PoolingMixin):
                 special tokens themselves.
 
         Returns:
-            One output a conversation, in their order; `prompt` is the rendered text.
+            One output a conversation, in their order; `prompt` is the text that the template made.
 
         Raises:
             As `generate`.
@@ -318,21 +328,126 @@ class LLM(PoolingMixin):
             tools,
             chat_template_kwargs or {},
         )
-        renderer = ChatRenderer(self.get_tokenizer(), options, engine.model_config.chat_template)
-        conversations: Iterator[object] | list[object]
-        if isinstance(messages, Iterator):
-            conversations = messages
-        else:
-            conversations = split_conversations(messages)
-        rendered = _render(conversations, renderer)
+        rendered, num_rows = self._render(messages, options)
         return self._run_batch(
             rendered,
             self._columns(sampling_params, lora_request, priority),
             engine.input_processor.tokenize_options(tokenization_kwargs, add_special_tokens=False),
             use_tqdm,
             on_error,
-            num_rows=len(conversations) if isinstance(conversations, list) else None,
+            num_rows=num_rows,
         )
+
+    def enqueue(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: Any = None,
+        priority: int | Sequence[int] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Enters prompts as `generate` does, but leaves running them to `wait_for_completion`.
+
+        Prompts of several calls are run together. All of them are in the engine at once, so `generate` with an iterator
+        is the way for very many.
+
+        Args:
+            prompts, sampling_params, lora_request, priority, tokenization_kwargs, mm_processor_kwargs: see `generate`.
+            use_tqdm: without effect, as entering shows no progress.
+
+        Returns:
+            The ids of the requests, in the order of the prompts.
+
+        Raises:
+            As `generate`; nothing has been entered then.
+        """
+        engine = self._generating_engine("enqueue")
+        _refuse_adapters(None, mm_processor_kwargs)
+        rows = list(_text_rows(prompts))
+        return self._enqueue(
+            rows,
+            len(rows),
+            self._columns(sampling_params, lora_request, priority),
+            engine.input_processor.tokenize_options(tokenization_kwargs),
+        )
+
+    def enqueue_chat(
+        self,
+        messages: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: Any = None,
+        priority: int | Sequence[int] | None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Enters conversations as `chat` does, but leaves running them to `wait_for_completion`; see `enqueue`."""
+        engine = self._generating_engine("enqueue_chat")
+        _refuse_adapters(None, mm_processor_kwargs)
+        options = ChatOptions(
+            chat_template,
+            chat_template_content_format,
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            chat_template_kwargs or {},
+        )
+        conversations = list(messages) if isinstance(messages, Iterator) else messages
+        rendered, num_rows = self._render(conversations, options)
+        assert num_rows is not None
+        return self._enqueue(
+            rendered,
+            num_rows,
+            self._columns(sampling_params, lora_request, priority),
+            engine.input_processor.tokenize_options(tokenization_kwargs, add_special_tokens=False),
+        )
+
+    def wait_for_completion(
+        self, output_type: type | tuple[type, ...] | None = None, *, use_tqdm: bool | Callable[..., Any] = True
+    ) -> list[Any]:
+        """Runs what was enqueued to its end.
+
+        Args:
+            output_type: what each output has to be an instance of; None for anything.
+            use_tqdm: see `generate`.
+
+        Returns:
+            The outputs, in the order in which their prompts were entered. One that failed while it ran has the
+            finish_reason "error", one that `sleep` aborted "abort".
+
+        Raises:
+            EngineAsleepError: the engine is asleep; the requests stay.
+            TypeError: an output is of another type than `output_type`.
+        """
+        with self._lock:
+            engine = self._engine()
+            reason = engine.why_idle()
+            if reason is not None and engine.output_processor.num_unfinished:
+                raise EngineAsleepError(reason)
+            enqueued, self._enqueued = self._enqueued, []
+            outputs: dict[str, Any] = {}
+            try:
+                with Progress(use_tqdm, len(enqueued)) as progress, older_objects_spared():
+                    while engine.has_unfinished_requests():
+                        for output in engine.step():
+                            outputs[output.request_id] = output
+                            progress.add(output)
+                        progress.step()
+            except BaseException:
+                engine.abort_request(enqueued)
+                raise
+        for output in outputs.values():
+            if output_type is not None and not isinstance(output, output_type):
+                raise TypeError(f"Expected outputs of the type {output_type}, got {type(output)}.")
+        return [outputs[request_id] for request_id in enqueued if request_id in outputs]
 
     def beam_search(
         self,
@@ -441,6 +556,22 @@ class LLM(PoolingMixin):
 
     # One batch
 
+    def _render(self, messages: Any, options: ChatOptions) -> tuple[Iterator[object], int | None]:
+        """The text of each conversation, or what is wrong with it; and how many there are, None for an iterator."""
+        renderer = ChatRenderer(self.get_tokenizer(), options, self.model_config.chat_template)
+        conversations = messages if isinstance(messages, Iterator) else split_conversations(messages)
+        return _render(conversations, renderer), len(conversations) if isinstance(conversations, list) else None
+
+    def _enqueue(
+        self, prompts: Iterable[object], num_rows: int, columns: _Columns, options: TokenizeOptions
+    ) -> list[str]:
+        columns.check_lengths(num_rows)
+        with self._lock:
+            batch = _Batch(self, columns, options, raises=True)
+            request_ids = batch.enqueue(batch.prepare_all(prompts, num_rows), num_rows)
+            self._enqueued += request_ids
+        return request_ids
+
     def _engine(self) -> LLMEngine:
         if self._is_closed:
             raise EngineDeadError("This LLM is closed; create a new one.")
@@ -494,7 +625,8 @@ class LLM(PoolingMixin):
             if self._engine().has_unfinished_requests():
                 raise TacoError(
                     "The engine has unfinished requests that this call did not add: it is called from inside another "
-                    "call, or requests were added to llm_engine directly. Let those finish or abort them first."
+                    "call, or requests were added by enqueue or to llm_engine directly. Let those finish "
+                    "(wait_for_completion) or abort them first."
                 )
             batch = _Batch(self, columns, options, raises=on_error == "raise", max_unfinished=max_unfinished)
             if num_rows is None:
@@ -644,13 +776,30 @@ class _Batch:
             raise
         return [outputs[index] for index in range(len(outputs))]
 
+    def enqueue(self, rows: Iterator[_Row], num_rows: int) -> list[str]:
+        """Adds all rows to the engine, whatever their number, and returns the ids of their requests in order."""
+        first_id = self._request_counter.counter
+        request_ids = [f"{first_id + index}-{uuid.uuid4().hex[:8]}" for index in range(num_rows)]
+        for index, _, row in rows:
+            next(self._request_counter)
+            assert not isinstance(row, TacoValidationError)
+            self._engine.add_processed(self._build(request_ids[index], index, row))
+        return request_ids
+
     def _add(
         self, request_id: str, index: int, prompt: object, row: PreparedPrompt | TacoValidationError
     ) -> RequestOutput | int:
         """Adds a row to the engine and returns how many sequences it has, or its output if there is nothing to run."""
         if isinstance(row, TacoValidationError):
             return self._engine.input_processor.error_output(request_id, prompt, row)
-        processed = self._engine.input_processor.build(
+        processed = self._build(request_id, index, row)
+        if processed.finished is not None:
+            return processed.finished
+        self._engine.add_processed(processed)
+        return len(processed.children)
+
+    def _build(self, request_id: str, index: int, row: PreparedPrompt) -> ProcessedRequest:
+        return self._engine.input_processor.build(
             request_id,
             row,
             self._columns.params_of(index),
@@ -658,15 +807,15 @@ class _Batch:
             priority=self._columns.priority_of(index),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        if processed.finished is not None:
-            return processed.finished
-        self._engine.add_processed(processed)
-        return len(processed.children)
 
 
 def _drain(rows: deque[_Row]) -> Iterator[_Row]:
     while rows:
         yield rows.popleft()
+
+
+def _text_rows(prompts: Any) -> Iterator[object] | list[object]:
+    return prompts if isinstance(prompts, Iterator) else split_prompts(prompts)
 
 
 def _render(conversations: Iterable[object], renderer: ChatRenderer) -> Iterator[object]:

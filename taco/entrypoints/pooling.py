@@ -380,14 +380,12 @@ class PoolingMixin:
         except TacoValidationError as error:
             return error
 
-    def _rendered(
-        self, pairs: Sequence[TextPair | TacoValidationError], chat_template: str
-    ) -> list[str | TacoValidationError]:
+    def _rendered(self, pairs: Sequence[TextPair | TacoValidationError], chat_template: str) -> list[object]:
         """The prompt of each pair, or what is wrong with it."""
         options = ChatOptions(chat_template, add_generation_prompt=False)
         renderer = ChatRenderer(_llm(self).get_tokenizer(), options)
 
-        def render(pair: TextPair | TacoValidationError) -> str | TacoValidationError:
+        def render(pair: TextPair | TacoValidationError) -> object:
             if isinstance(pair, TacoValidationError):
                 return pair
             texts = {"query": pair.text, "document": pair.text_pair}

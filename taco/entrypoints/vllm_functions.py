@@ -63,7 +63,7 @@ def resolve_chat_template(
     default = None if model_config is None else model_config.chat_template
     try:
         template: str = tokenizer.get_chat_template(chat_template or default, None if tools is None else list(tools))
-    except ValueError:
+    except (ValueError, NotImplementedError):  # tokenizers of mistral-common have none
         return None
     return template
 

@@ -6,7 +6,7 @@ finalised, and from then on maps packed batches of tokens to hidden states. It k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from taco.layers.embedding import Embedding, LMHead
 from taco.layers.norm import RMSNorm
 from taco.layers.rotary import RotaryEmbedding
 from taco.models.loader.checkpoint import WeightEntry
+from taco.models.loader.update import Placement, Weights, update_weights
 
 KVCaches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
@@ -35,6 +36,9 @@ class Model(nn.Module):
         name_prefixes: prefixes under which checkpoints have the tensors of the bare model (without its head). Layers
             use the first one.
         ignored_weights: fnmatch patterns of tensors that checkpoints may have and the model has no use for.
+        placement: what `load_weights` needs to know, set by the worker; None for a model whose weights never change.
+        missing_weights: names of those that have not come yet since the weights were dropped.
+        num_weight_updates: how often weights were replaced.
     """
 
     name_prefixes: ClassVar[tuple[str, ...]] = ("model.", "")
@@ -46,6 +50,9 @@ class Model(nn.Module):
     hidden_size: int
     max_position: int | None
     ignored_weights: tuple[str, ...] = ()
+    placement: Placement | None = None
+    missing_weights: Set[str] = frozenset()
+    num_weight_updates: int = 0
 
     def forward(
         self, input_ids: torch.Tensor, positions: torch.Tensor, kv_caches: KVCaches, meta: AttentionMetadata
@@ -110,10 +117,33 @@ class Model(nn.Module):
                 module.finalize()
             elif isinstance(module, RotaryEmbedding):
                 module.finalize(device, max_model_len or module.max_position)
+        self.expose_attributes()
+
+    def expose_attributes(self) -> None:
+        """Called whenever parameters have been exchanged for others."""
         for module in self.modules():
             # As plain attributes parameters and submodules are found without nn.Module.__getattr__, whose half
             # microsecond adds up to some percent of a decode step of a small model.
             module.__dict__.update(module._parameters | module._modules)
+
+    def load_weights(self, weights: Weights) -> set[str]:
+        """Replaces weights of the model while it is in use.
+
+        The prefix cache is reset, and requests that run are computed anew, with the tokens that they have.
+
+        Args:
+            weights: tensors under their names in checkpoints of Hugging Face, as a mapping or as pairs; any part of the
+                weights, in any order, on any device, of any floating-point type of 16 bits or more. Each is copied when
+                it comes. Tensors that the model has no use for (a head that is tied) are passed over.
+
+        Returns:
+            The names of the tensors that were taken.
+
+        Raises:
+            TacoValidationError: a name, a shape or a type is wrong. Nothing was changed if `weights` is a mapping or a
+                sequence; of an iterator, the tensors before that one were taken.
+        """
+        return update_weights(self, weights)
 
     def _aliases(self, name: str) -> tuple[str, ...]:
         first, *others = self.name_prefixes

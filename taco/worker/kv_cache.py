@@ -49,17 +49,31 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self._block_shape = (num_kv_heads, block_size, head_dim)
-        self._num_host_blocks = num_host_blocks
-        self._host: list[tuple[torch.Tensor, torch.Tensor]] = []
-        shape = (num_blocks, *self._block_shape)
+        self._num_layers, self._num_blocks, self._num_host_blocks = num_layers, num_blocks, num_host_blocks
+        self._dtype = dtype
         self.device = device
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for _ in range(num_layers):
+        self._host: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.allocate()
+
+    def allocate(self) -> None:
+        """Takes the memory, zeroed."""
+        shape = (self._num_blocks, *self._block_shape)
+        for _ in range(self._num_layers):
             pair = []
             for _ in range(2):
-                on_cpu = device.type == "cpu"
-                pair.append(lazy_zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device))
+                on_cpu = self.device.type == "cpu"
+                pair.append(
+                    lazy_zeros(shape, self._dtype)
+                    if on_cpu
+                    else torch.zeros(shape, dtype=self._dtype, device=self.device)
+                )
             self.layers.append((pair[0], pair[1]))
+
+    def free(self) -> None:
+        """Gives the memory back, that of the swap space too."""
+        self.layers.clear()
+        self._host.clear()
 
     @staticmethod
     def bytes_per_block(num_layers: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype) -> int:

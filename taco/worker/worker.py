@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from taco.config import TacoConfig
 from taco.envs import limit_onednn_caches
+from taco.errors import EngineAsleepError, EngineError, TacoValidationError
 from taco.kernels import native
 from taco.models.loader.apply import load_dummy_weights, load_weights
 from taco.models.loader.checkpoint import open_checkpoint
+from taco.models.loader.update import Placement, Weights, drop_weights
 from taco.models.registry import resolve_model_class
 from taco.plan import StepPlan, StepResult
 from taco.worker import memory
@@ -21,6 +25,10 @@ from taco.worker.model_runner import ModelRunner, PendingStep
 from taco.worker.pooler import Pooler, load_projection
 from taco.worker.pooling_runner import PoolingRunner
 from taco.worker.sampler import Sampler
+from taco.worker.torch_profiler import TorchProfiler
+
+if TYPE_CHECKING:
+    from taco.models.base import Model
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +37,22 @@ class Worker:
     """Everything that lives on one device.
 
     Call `load_model`, `num_device_blocks`, `start` in this order, then `submit` and `collect` for each step.
+
+    Attributes:
+        model: the model that it runs.
+        asleep: which memory has been given back and not taken again: "weights", "kv_cache".
+        rank, local_rank: its number among the workers.
     """
+
+    rank = local_rank = 0
 
     def __init__(self, config: TacoConfig) -> None:
         self.config = config
         self.device = torch.device(config.device_config.device)
         self.runner: ModelRunner | None = None
+        self.asleep: set[str] = set()
+        self._num_cache_losses = 0
+        self._profiler = None if config.profiler_config is None else TorchProfiler(config.profiler_config, self.device)
         if self.device.type == "cpu":
             limit_onednn_caches()
             if reason := native.why_missing():
@@ -46,6 +64,13 @@ class Worker:
         model_class = resolve_model_class(config.hf_text_config, "classify" if config.task == "score" else config.task)
         with torch.device("meta"):
             model = model_class(config.hf_text_config)
+        model.placement = Placement(config.hf_text_config, self.device, config.torch_dtype, config.max_model_len)
+        self.model = model.eval()
+        self._load_weights()
+
+    def _load_weights(self) -> None:
+        """Fills the model, which has no weights, and finalises it."""
+        config, model = self.config.model_config, self.model
         dtype = config.torch_dtype
         if self.config.load_config.load_format == "dummy":
             load_dummy_weights(model, device=self.device, dtype=dtype, seed=config.seed)
@@ -64,8 +89,8 @@ class Worker:
                 )
             finally:
                 checkpoint.close()
-        model.finalize(config.max_model_len)
-        self.model = model.eval()
+        model.finalize(model.placement.max_model_len)
+        model.missing_weights = frozenset()
         return_free_memory()
 
     def num_device_blocks(self) -> int:
@@ -166,7 +191,10 @@ class Worker:
 
     def submit(self, plan: StepPlan) -> PendingStep:
         assert self.runner is not None
-        return self.runner.submit(plan)
+        pending = self.runner.submit(plan)
+        if self._profiler is not None:
+            self._profiler.step()
+        return pending
 
     def collect(self, pending: PendingStep) -> StepResult:
         assert self.runner is not None
@@ -177,12 +205,138 @@ class Worker:
         assert self.runner is not None
         self.runner.reset()
 
-    def shutdown(self) -> None:
-        """Gives all memory back."""
-        self.runner = None
-        del self.model
+    # What programs reach into, by these names
+
+    @property
+    def model_runner(self) -> ModelRunner | None:
+        """Its `model` has `load_weights`."""
+        return self.runner
+
+    def get_model(self) -> Model:
+        return self.model
+
+    # Weights
+
+    def load_weights(self, weights: Weights) -> set[str]:
+        """See `Model.load_weights`.
+
+        Raises:
+            EngineAsleepError: the weights are asleep.
+        """
+        self._check_weights_awake()
+        return self.model.load_weights(weights)
+
+    def reload_weights(self) -> None:
+        """Loads the weights of the checkpoint again, in place of those that are there.
+
+        Raises:
+            EngineAsleepError: the weights are asleep.
+        """
+        self._check_weights_awake()
+        drop_weights(self.model)
+        self._load_weights()
+
+    def _check_weights_awake(self) -> None:
+        if "weights" in self.asleep:
+            raise EngineAsleepError('The weights are asleep; call wake_up(tags=["weights"]) first.')
+
+    # Sleeping
+
+    @property
+    def cache_epoch(self) -> int:
+        """Another number whenever what the KV cache held is not valid any more."""
+        return self._num_cache_losses + self.model.num_weight_updates
+
+    def sleep(self, level: int = 1) -> None:
+        """Gives memory back: that of the KV cache and of weights.
+
+        Args:
+            level: 1: weights on a GPU move to host memory; those on a CPU stay, as there is nowhere else to keep them.
+                2: all weights are dropped.
+        """
+        if level not in (1, 2):
+            raise TacoValidationError(f"level must be 1 or 2, got {level!r}.", parameter="level", value=level)
+        self.free_kv_cache()
+        if level == 2:
+            drop_weights(self.model)
+            self.asleep.add("weights")
+        elif self.device.type != "cpu" and "weights" not in self.asleep:
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.to("cpu")
+            self.asleep.add("weights")
+        self._return_memory()
+
+    def free_kv_cache(self) -> None:
+        """Gives the memory of the KV cache back."""
+        assert self.runner is not None
+        self.runner.kv_cache.free()
+        self.runner.workspace.free()
+        self._num_cache_losses += 1
+        self.asleep.add("kv_cache")
+        self._return_memory()
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """Takes memory again: "weights", "kv_cache", or both for None. Weights that were dropped are still missing."""
+        tags = ("weights", "kv_cache") if tags is None else tags
+        if unknown := set(tags) - {"weights", "kv_cache"}:
+            raise TacoValidationError(
+                f'tags can be "weights" and "kv_cache", got {sorted(unknown)}.', parameter="tags", value=tags
+            )
+        assert self.runner is not None
+        advice = "free memory of the device first; the engine stays asleep until then"
+        for tag in [tag for tag in ("weights", "kv_cache") if tag in tags and tag in self.asleep]:
+            with memory.explain_device_memory(f"{tag} of an engine that wakes up", advice):
+                if tag == "weights":
+                    for parameter in self.model.parameters():
+                        if not parameter.is_meta:
+                            parameter.data = parameter.data.to(self.device)
+                else:
+                    try:
+                        self.runner.kv_cache.allocate()
+                    except BaseException:
+                        self.runner.kv_cache.free()
+                        raise
+            self.asleep.remove(tag)
+
+    def _return_memory(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             empty_pinned_cache()
         return_free_memory()
+
+    # Profiling
+
+    def start_profile(
+        self,
+        profile_prefix: str | None = None,
+        *,
+        delay_iterations: int | None = None,
+        max_iterations: int | None = None,
+        profiler_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """See `TorchProfiler.start`.
+
+        Raises:
+            EngineError: nobody said where the trace files go.
+        """
+        self._get_profiler().start(profile_prefix, delay_iterations, max_iterations, profiler_kwargs)
+
+    def stop_profile(self) -> None:
+        """See `TorchProfiler.stop`."""
+        self._get_profiler().stop()
+
+    def _get_profiler(self) -> TorchProfiler:
+        if self._profiler is None:
+            raise EngineError(
+                "Profiler is not enabled. Say where the trace files go when the engine is made: pass "
+                'profiler_config={"torch_profiler_dir": FOLDER}, or set the environment variable '
+                "VLLM_TORCH_PROFILER_DIR."
+            )
+        return self._profiler
+
+    def shutdown(self) -> None:
+        """Gives all memory back."""
+        self.runner = None
+        del self.model
+        self._return_memory()

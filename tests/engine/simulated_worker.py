@@ -93,6 +93,15 @@ class SimulatedWorker:
         self.scheduler.check_integrity()
         return updates
 
+    def lose_kv_cache(self) -> None:
+        """Forgets what every slot holds, once no step is in flight."""
+        while self.queue:
+            self.updates += self.scheduler.update(*self.queue.popleft())
+        self.device = [[None] * self.size for _ in self.device]
+        self.host = [[None] * self.size for _ in self.host]
+        self.scheduler.forget_kv_cache()
+        self.scheduler.check_integrity()
+
     def execute(self, plan: StepPlan) -> StepResult:
         self.num_steps += 1
         for row in plan.removed_rows:

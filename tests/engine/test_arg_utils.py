@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from taco import compat
 from taco.compat import V0_6, V0_33
-from taco.config import TacoConfig
+from taco.config import ProfilerConfig, TacoConfig
 from taco.engine import arg_utils
 from taco.engine.arg_utils import AsyncEngineArgs, EngineArgs, Immaterial, Implemented, NotBuilt, treatment_of
 from taco.errors import TacoValidationError, UnsupportedFeatureError
@@ -191,7 +191,7 @@ def test_false_is_not_taken_for_zero() -> None:
         ("kv_cache_dtype", "fp8"),
         ("quantization", "awq"),
         ("tensor_parallel_size", 2),
-        ("tokenizer_mode", "mistral"),
+        ("tokenizer_mode", "spacy"),
         ("block_size", 12),
         ("dtype", "float64"),
     ],
@@ -294,6 +294,9 @@ EXAMPLES: dict[str, tuple[list[str], Any]] = {
     "async_scheduling": ([], True),
     "chat_template": (["{{ messages }}"], "{{ messages }}"),
     "compat_version": (["0.33"], "0.33"),
+    "disable_log_stats": ([], True),
+    "worker_extension_cls": (["some.module.Class"], "some.module.Class"),
+    "profiler_config": (['{"torch_profiler_dir": "x"}'], ProfilerConfig(torch_profiler_dir="x")),
 }
 
 # Fields of which every supported value means the same here; other values raise.

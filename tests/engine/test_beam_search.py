@@ -121,6 +121,19 @@ def test_a_search_for_everything_stops_when_nothing_can_become_better():
     assert search.num_steps == 1
 
 
+@pytest.mark.parametrize(
+    ("early_stopping", "expected"), [(True, [[EOS]]), (False, [[0, EOS]]), ("never", [[0, 1, 1, 1]])]
+)
+def test_what_early_stopping_waits_for(early_stopping, expected):
+    def model(tokens):
+        likely = {(9,): {0: -0.9, EOS: -1.0}, (9, 0): {EOS: -0.4, 1: -0.6}}.get(tuple(tokens), {1: -0.01})
+        return [likely.get(token, -50.0) for token in range(VOCAB)]
+
+    # Scores, by length: -1.0 after one token; then -1.3 / 2, before -1.5 / 2 of what goes on; in the end -1.52 / 4.
+    search = BeamSearch(options(1, early_stopping=early_stopping), num_prompt_tokens=1, max_tokens=4, eos_token_id=EOS)
+    assert [output for output, _ in run([9], search, 2, model)] == expected
+
+
 def test_tokens_that_are_ruled_out_continue_nothing():
     search = BeamSearch(options(3), num_prompt_tokens=1, max_tokens=2)
     logprobs = np.array([-0.5, -math.inf, -math.inf], np.float32)

@@ -60,8 +60,11 @@ def test_start_token_is_never_doubled(tokenizer: Any, caplog: pytest.LogCaptureF
             ids = process(processor, "<s>hello").prompt_token_ids
             assert ids[0] == bos and ids.count(bos) == 1
     assert sum("left out" in message for message in caplog.messages) == 1
-    # Two that the caller wrote as ids are the caller's business.
+    # Two that the caller wrote are the caller's business.
     assert process(processor, [bos, bos, 5]).prompt_token_ids == [bos, bos, 5]
+    without = copy.deepcopy(tokenizer)
+    without._tokenizer.post_processor = None
+    assert process(make_processor(without), "<s><s>hello").prompt_token_ids[:2] == [bos, bos]
 
 
 def test_empty_prompts_are_refused_in_both_wordings() -> None:

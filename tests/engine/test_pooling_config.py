@@ -148,6 +148,13 @@ def test_the_default_task_of_a_request_can_be_chosen() -> None:
         settings_of(config("BertModel"), "embed", PoolerConfig(task="classify"))
 
 
+def test_the_activation_may_be_named_beside_the_config() -> None:
+    files = SentenceTransformersFiles(activation="torch.nn.modules.linear.Identity")
+    hf_config = config("BertForSequenceClassification", num_labels=1)
+    assert settings_of(hf_config, "score", files=files).activation == "identity"
+    assert settings_of(hf_config, "score").activation == "sigmoid"
+
+
 def test_unknown_activations_are_refused() -> None:
     hf_config = config("BertForSequenceClassification", sbert_ce_default_activation_function="torch.nn.ReLU")
     with pytest.raises(TacoValidationError, match="ReLU"):

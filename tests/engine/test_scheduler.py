@@ -93,7 +93,8 @@ def scenarios(draw):
             max_size=10,
         )
     )
-    return config, requests, draw(st.integers(0, 2))
+    losses = draw(st.sets(st.integers(0, 15), max_size=2))  # steps before which the KV cache is lost
+    return config, requests, draw(st.integers(0, 2)), losses
 
 
 def check_prompt_logprobs(request, updates):
@@ -115,7 +116,7 @@ def check_prompt_logprobs(request, updates):
 @given(scenarios())
 @settings(max_examples=300, deadline=None)
 def test_every_request_gets_the_tokens_it_would_get_alone(scenario):
-    config, specs, num_ahead = scenario
+    config, specs, num_ahead, losses = scenario
     scheduler = make_scheduler(**config)
     worker = SimulatedWorker(scheduler, num_ahead)
     requests = []
@@ -143,6 +144,8 @@ def test_every_request_gets_the_tokens_it_would_get_alone(scenario):
             if abort is not None and arrival + abort == step:
                 scheduler.finish(request, RequestStatus.FINISHED_ABORTED)
                 scheduler.check_integrity()
+        if step in losses:
+            worker.lose_kv_cache()
         worker.step()
     for _, _, request in requests:
         if request.request_id not in worker.salts:
@@ -181,6 +184,25 @@ def test_swapping_and_recomputing_happen_when_memory_is_short():
         assert seen == {RequestStatus.SWAPPED if mode == "swap" else RequestStatus.PREEMPTED}
         for request in requests:
             assert request.output_token_ids == expected_output(request)
+
+
+@pytest.mark.parametrize("num_ahead", [0, 1])
+def test_a_lost_kv_cache_is_computed_again_wherever_requests_stand(num_ahead):
+    scheduler = make_scheduler(num_blocks=12, num_host_blocks=100, max_num_seqs=7, preemption_mode="swap")
+    worker = SimulatedWorker(scheduler, num_ahead)
+    requests = [make_request(str(i), [i, 1, 2, 3, 4], 30) for i in range(6)]
+    for request in requests:
+        worker.add(request)
+    while not any(request.status == RequestStatus.SWAPPED for request in requests):
+        worker.step()
+    assert scheduler.running
+    worker.lose_kv_cache()
+    assert not scheduler.running
+    assert scheduler.blocks.host.num_free == 100
+    assert scheduler.blocks.pool.num_free == scheduler.blocks.num_usable_blocks
+    run(worker)
+    for request in requests:
+        assert request.output_token_ids == expected_output(request)
 
 
 def test_swap_space_runs_out_before_requests_are_recomputed():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from taco.engine.input_processor import TokenizeOptions
-from taco.entrypoints.chat import ChatOptions, ChatRenderer, content_texts, detect_content_format, split_conversations
+from taco.entrypoints.chat import ChatOptions, ChatRenderer, content_texts, split_conversations
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer
 
@@ -83,40 +83,72 @@ def test_arguments_of_chat_win_over_template_variables() -> None:
 # Content
 
 
-OPENAI_TEMPLATES = [
-    "{% for m in messages %}{% for part in m['content'] %}{{ part.text }}{% endfor %}{% endfor %}",
-    "{% for m in messages %}{% set c = m.content %}{% for part in c | list %}{{ part.text }}{% endfor %}{% endfor %}",
-    "{% macro show(body) %}{% for p in body %}{{ p.text }}{% endfor %}{% endmacro %}"
+LIST_TEMPLATES = [
+    "{% for m in messages %}{% for part in m['content'] %}{{ part.text }}|{% endfor %}{% endfor %}",
+    "{% for m in messages %}{% set c = m.content %}{% for part in c | list %}{{ part.text }}|{% endfor %}{% endfor %}",
+    "{% macro show(body) %}{% for p in body %}{{ p.text }}|{% endfor %}{% endmacro %}"
     "{% for m in messages %}{{ show(m.content) }}{% endfor %}",
-    "{% for m in messages %}{% set c = m.content if m.content else [] %}{% for p in c[1:] %}{{ p }}{% endfor %}"
+    "{% for m in messages %}{% generation %}{% for p in m.content %}{{ p.text }}|{% endfor %}{% endgeneration %}"
     "{% endfor %}",
-    "{% for m in messages %}{% generation %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endgeneration %}"
-    "{% endfor %}",
+    "{% for m in messages %}{{ m.content | map(attribute='text') | join('|') }}|{% endfor %}",
 ]
 STRING_TEMPLATES = [
-    CHAT_TEMPLATE,
-    "{% for m in messages %}{% for line in m.content.split('x') %}{{ line }}{% endfor %}{% endfor %}",
-    "{% for m in messages %}{% set content = m.role %}{% for c in content %}{{ c }}{% endfor %}{% endfor %}",
-    "{% for m in messages %}{{ m.content }}{% if loop.last %}{% break %}{% endif %}{% endfor %}",
-    "{% this is no template",
+    "{{ messages[0].content }}|",
+    "{{ messages[0].content | trim }}|",
+    "{{ '' + messages[0].content }}|",
+    "{% for m in messages %}{% for line in m.content.split('x') %}{{ line }}{% endfor %}|{% endfor %}",
+    "{% for m in messages %}{% set content = m.role %}{% for c in content %}{% endfor %}{{ m.content }}|{% endfor %}",
+    # A loop over what is content in another role alone.
+    "{% for m in messages %}{% if m.role == 'calls' %}{% set calls = m.content %}{% else %}{% set calls = [] %}"
+    "{% endif %}{% for call in calls %}{{ call }}{% endfor %}{{ '' + m.content }}|{% endfor %}",
 ]
+EITHER_TEMPLATES = [
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}!{% else %}{% for p in m.content %}"
+    "{{ p.text }}|{% endfor %}{% endif %}{% endfor %}",
+]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "a"}, "b", {"type": "input_text", "text": "c"}]}]
 
 
-def test_content_format_is_read_from_the_template() -> None:
-    assert [detect_content_format(template) for template in OPENAI_TEMPLATES] == ["openai"] * len(OPENAI_TEMPLATES)
-    assert [detect_content_format(template) for template in STRING_TEMPLATES] == ["string"] * len(STRING_TEMPLATES)
+@pytest.mark.parametrize("template", LIST_TEMPLATES)
+def test_a_template_that_reads_parts_gets_parts(template: str) -> None:
+    assert render(PARTS, template) == "a|b|c|"
+    assert render([USER], template) == "hi|"
 
 
-def test_content_takes_the_form_that_the_template_reads() -> None:
-    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, "b", {"type": "input_text", "text": "c"}]}]
-    assert render(parts) == "<s><|user|>a\nb\nc</s><|assistant|>"
-    assert render(parts, OPENAI_TEMPLATES[0]) == "abc"
-    assert render([USER], OPENAI_TEMPLATES[0]) == "hi"
+@pytest.mark.parametrize("template", STRING_TEMPLATES)
+def test_a_template_that_reads_strings_gets_strings(template: str) -> None:
+    assert render(PARTS, template) == "a\nb\nc|"
+    assert render([USER], template) == "hi|"
+
+
+@pytest.mark.parametrize("template", EITHER_TEMPLATES)
+def test_a_template_that_reads_both_gets_what_there_is(template: str) -> None:
+    assert render(PARTS, template) == "a|b|c|"
+    assert render([USER], template) == "hi!"
+
+
+def test_a_template_that_shows_neither_gets_strings() -> None:
+    assert render(PARTS, "{{ messages[0].content is string and messages | length == 1 }}") == "True"
+    with pytest.raises(TacoValidationError, match="no thanks"):
+        render(PARTS, "{{ raise_exception('no thanks') }}")
+
+
+def test_the_caller_may_say_which_form_the_template_reads() -> None:
     show = "{{ messages[0].content is string }}"
-    assert render(parts, show, chat_template_content_format="openai") == "False"
-    assert render(parts, show, chat_template_content_format="string") == "True"
+    assert render(PARTS, show, chat_template_content_format="openai") == "False"
+    assert render(PARTS, show, chat_template_content_format="string") == "True"
+    assert render([USER], EITHER_TEMPLATES[0], chat_template_content_format="openai") == "hi|"
+    assert render(PARTS, EITHER_TEMPLATES[0], chat_template_content_format="string") == "a\nb\nc!"
     with pytest.raises(TacoValidationError, match='"auto", "string" or "openai"'):
         ChatOptions(chat_template_content_format="html")
+
+
+def test_parts_keep_their_type_where_the_template_knows_it() -> None:
+    thought = [{"role": "user", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}]
+    plain = "{% for p in messages[0].content %}{{ p.type }}={{ p.text }}|{% endfor %}"
+    assert render(thought, plain) == "text=hm|text=a|"
+    knows = "{% for p in messages[0].content %}{{ p.thinking if p.type == 'thinking' else p.text }}|{% endfor %}"
+    assert render(thought, knows) == "hm|a|"
 
 
 def test_kinds_of_text_parts() -> None:
@@ -174,16 +206,59 @@ def test_messages_of_the_caller_are_not_changed() -> None:
     assert messages == before
 
 
-def test_arguments_of_tool_calls_are_decoded() -> None:
-    def call(arguments: object) -> list[dict[str, Any]]:
-        return [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+def tool_call(arguments: object, **message: Any) -> list[dict[str, Any]]:
+    calls = [{"function": {"name": "f", "arguments": arguments}}]
+    return [{"role": "assistant", "tool_calls": calls, **message}]
 
+
+def test_arguments_of_tool_calls_are_decoded() -> None:
     show = "{{ messages[0].tool_calls[0].function.arguments.x }}|{{ messages[0].content }}|"
-    assert render(call('{"x": 7}'), show) == "7||"
-    assert render(call({"x": 7}), show) == "7||"
-    assert render(call(""), show) == "||"
+    assert render(tool_call('{"x": 7}'), show) == "7||"
+    assert render(tool_call({"x": 7}), show) == "7||"
+    assert render(tool_call(""), show) == "||"
     with pytest.raises(TacoValidationError, match="not valid JSON"):
-        render(call("{x"))
+        render(tool_call("{x"))
+
+
+CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ SHOWN }}{% endfor %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "c.function.arguments",
+        "'' + c.function.arguments",
+        "c.function.arguments if c.function.arguments is string else c.function.arguments | tojson",
+    ],
+)
+def test_arguments_stay_text_where_the_template_reads_text(shown: str) -> None:
+    assert render(tool_call('{"x":  7}'), CALLS.replace("SHOWN", shown)) == '{"x":  7}'
+    assert render(tool_call('{"x":  7}'), CALLS.replace("SHOWN", "c.function | tojson")) == (
+        '{"name": "f", "arguments": {"x": 7}}'
+    )
+
+
+def test_content_that_is_missing_is_empty_or_none_where_the_template_insists() -> None:
+    absent = "{% for m in messages %}{{ 'content' in m }}{% endfor %}"
+    concatenated = "{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}"
+    reasons = "{% for m in messages %}{{ m.reasoning_content if m.reasoning_content is not none }}"
+    reasons += "{{ '<' + m.content + '>' }}{% endfor %}"
+    listed = "{% for m in messages %}{{ m.content | length + 0 * m['content'].count('x') }}{% for p in m.content %}"
+    listed += "{{ p.text }}{% endfor %}{% endfor %}"
+    tested = "{% for m in messages %}{% if m['content'] is none %}calls{% else %}{{ '<' + m['content'] + '>' }}"
+    tested += "{% endif %}{% endfor %}"
+    for messages in (tool_call({}), tool_call({}, content=None)):
+        assert render(messages, absent) == "False"
+        assert render(messages, concatenated) == render(messages, reasons) == "<>"
+        assert render(messages, listed) == "0"
+        assert render(messages, tested) == "calls"
+        assert render([*messages, USER], tested, continue_final_message=True, add_generation_prompt=False) == "calls<hi"
+
+
+def test_control_tokens_are_not_silently_left_in() -> None:
+    with pytest.raises(UnsupportedFeatureError, match="sanitize_control_tokens"):
+        render([USER], chat_template_kwargs={"sanitize_control_tokens": True})
+    assert render([USER], chat_template_kwargs={"sanitize_control_tokens": False}) == "<s><|user|>hi</s><|assistant|>"
 
 
 def test_developer_speaks_as_system_where_the_template_has_no_developer() -> None:

@@ -41,17 +41,16 @@ def request_output(request_id: str, text: str, finish_reason: str | None = "stop
 
 
 class EchoTokenizer:
-    """Renders the last message alone, after a template's text; a token is a character."""
+    """Renders the last message alone, after a template's text."""
+
+    def get_chat_template(self, chat_template: str | None, tools: None) -> str:
+        return chat_template or ""
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], *, chat_template: str | None, tokenize: bool, add_generation_prompt: bool
+        self, messages: list[dict[str, str]], *, chat_template: str, tokenize: bool, **kwargs: bool
     ) -> str:
-        assert not tokenize and add_generation_prompt
-        return (chat_template or "") + messages[-1]["content"]
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        return [ord(character) for character in text]
+        assert not tokenize
+        return chat_template + messages[-1]["content"]
 
 
 class EchoEngine:
@@ -65,8 +64,10 @@ class EchoEngine:
         self.pending: list[tuple[str, str]] = []
         self.params: list[SamplingParams] = []
 
-    def add_request(self, request_id: str, prompt: dict[str, list[int]], params: SamplingParams) -> None:
-        text = "".join(map(chr, prompt["prompt_token_ids"]))
+    def add_request(
+        self, request_id: str, text: str, params: SamplingParams, *, tokenization_kwargs: dict[str, bool]
+    ) -> None:
+        assert tokenization_kwargs == {"add_special_tokens": False}
         if len(text) > 100:
             raise TacoValidationError("the prompt is too long")
         self.params.append(params)

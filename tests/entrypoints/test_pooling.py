@@ -273,10 +273,9 @@ def test_pairs_are_scored_as_transformers_does(model_type: str, tmp_path: Path, 
     for queries in (["the cat"] * 3, "the cat"):
         outputs = quiet(llm.score, queries, documents)
         for output, document in zip(outputs, documents, strict=True):
-            encoded = tokenizer("the cat", document, return_token_type_ids=True)
-            inputs = {"token_type_ids": encoded.token_type_ids} if model_type == "bert" else {}
-            assert output.prompt_token_ids == encoded.input_ids
-            expected = logits_of(model, encoded.input_ids, **inputs).sigmoid()
+            token_ids = tokenizer("the cat", document).input_ids
+            assert output.prompt_token_ids == token_ids
+            expected = logits_of(model, token_ids).sigmoid()
             assert abs(output.outputs.score - float(expected)) < TOLERANCE
     bad = quiet(llm.score, ["the cat", 7], documents[:2], on_error="return")
     assert bad[0].outputs.score == outputs[0].outputs.score and "one is of type int" in bad[1].error
@@ -294,13 +293,14 @@ def test_token_types_of_a_pair_are_those_of_the_tokenizer(tmp_path: Path, make_l
 
     model = save_model(tmp_path, "bert", "AutoModelForSequenceClassification", num_labels=1)
     llm = make_llm()
+    llm.get_tokenizer().model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     llm.get_tokenizer().backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
     documents = ["the mat", "the hat and the cat " * 3, "hello"]
     scores = quiet(llm.score, "the cat", documents)
     for output, document in zip(scores, documents, strict=True):
-        encoded = llm.get_tokenizer()("the cat", document, return_token_type_ids=True)
+        encoded = llm.get_tokenizer()("the cat", document)
         assert 1 in encoded.token_type_ids
         expected = logits_of(model, encoded.input_ids, token_type_ids=encoded.token_type_ids).sigmoid()
         assert abs(output.outputs.score - float(expected)) < TOLERANCE
@@ -375,9 +375,7 @@ def test_activation_of_classes(settings: dict[str, Any], expected: Any, tmp_path
 def test_logits_are_calibrated_before_the_activation(tmp_path: Path, make_llm: MakeLLM) -> None:
     model = save_model(tmp_path, "bert", "AutoModelForSequenceClassification", num_labels=1)
     (output,) = quiet(make_llm(pooler_config={"logit_mean": 0.5, "logit_sigma": 2.0}).score, "a", "b")
-    ids = output.prompt_token_ids
-    types = byte_level_tokenizer(None)("a", "b", return_token_type_ids=True).token_type_ids
-    expected = ((logits_of(model, ids, token_type_ids=types) - 0.5) / 2).sigmoid()
+    expected = ((logits_of(model, output.prompt_token_ids) - 0.5) / 2).sigmoid()
     assert abs(output.outputs.score - float(expected)) < TOLERANCE
 
 

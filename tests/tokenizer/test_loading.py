@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.models.loader import source as source_module
@@ -47,17 +49,71 @@ def test_the_truncation_side_is_set(folder: Path) -> None:
     assert tokenizer("hello world", add_special_tokens=False, truncation=True, max_length=2)["input_ids"] == ids[-2:]
 
 
-def test_the_slow_mode_loads_the_same_and_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = load_tokenizer(str(folder), tokenizer_mode="slow")
-    assert tokenizer("hello")["input_ids"] == byte_level_tokenizer()("hello")["input_ids"]
-    assert "slow" in caplog.text
+BERT_VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "!"]
+SLOW_CODE = """
+from transformers import ByT5Tokenizer
+
+class SlowTokenizer(ByT5Tokenizer):
+    pass
+"""
+
+
+def test_the_slow_mode_loads_the_implementation_in_python(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT_VOCABULARY))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    fast = load_tokenizer(str(tmp_path))
+    slow = load_tokenizer(str(tmp_path), tokenizer_mode="slow")
+    assert fast.is_fast and not slow.is_fast
+    text = "The cats sat!"
+    assert slow(text)["input_ids"] == fast(text)["input_ids"] == [2, 5, 6, 8, 7, 9, 3]
+
+    python_alone = tmp_path / "byt5"
+    transformers.ByT5Tokenizer().save_pretrained(python_alone)
+    for mode in ("auto", "slow"):
+        assert type(load_tokenizer(str(python_alone), tokenizer_mode=mode)) is transformers.ByT5Tokenizer
+
+
+def test_the_slow_mode_loads_the_slow_class_that_a_model_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    folder = tmp_path / "brought"
+    byte_level_tokenizer().save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["brought.SlowTokenizer", "brought.FastTokenizer"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    fast_code = "from transformers import PreTrainedTokenizerFast\nclass FastTokenizer(PreTrainedTokenizerFast): pass\n"
+    (folder / "brought.py").write_text(SLOW_CODE + fast_code)
+    names = {
+        mode: type(load_tokenizer(str(folder), tokenizer_mode=mode, trust_remote_code=True)).__name__
+        for mode in ("auto", "slow")
+    }
+    assert names == {"auto": "FastTokenizer", "slow": "SlowTokenizer"}
+
+
+def test_the_slow_mode_says_where_there_is_no_implementation_in_python(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TacoValidationError, match='no implementation in Python.*has for .*tokenizer_mode="auto"'):
+        load_tokenizer(str(folder), tokenizer_mode="slow")
+    with pytest.raises(TacoValidationError, match="no implementation in Python.*GGUF"):
+        load_tokenizer(ModelSource("gguf", "model.gguf"), tokenizer_mode="slow")
+
+
+def test_a_byte_level_vocabulary_under_the_name_of_llamas_class_keeps_its_spaces(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizerFast"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer("the cat sat")["input_ids"] == byte_level_tokenizer()("the cat sat")["input_ids"]
+    assert tokenizer.decode(tokenizer("the cat sat")["input_ids"], skip_special_tokens=True) == "the cat sat"
 
 
 def test_unknown_modes_and_missing_tokenizers_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedFeatureError, match="'mistral'.*auto, slow"):
-        load_tokenizer(str(tmp_path), tokenizer_mode="mistral")
-    with pytest.raises(TacoValidationError, match="(?s)cannot be loaded.*skip_tokenizer_init"):
-        load_tokenizer(str(tmp_path))
+    with pytest.raises(UnsupportedFeatureError, match="'spacy'.*auto, slow, mistral"):
+        load_tokenizer(str(tmp_path), tokenizer_mode="spacy")
+    for mode in ("auto", "slow"):
+        with pytest.raises(TacoValidationError, match="(?s)cannot be loaded.*skip_tokenizer_init"):
+            load_tokenizer(str(tmp_path), tokenizer_mode=mode)
 
 
 def test_the_largest_token_id_counts_added_tokens() -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from taco.entrypoints.chat import ChatOptions, ChatRenderer
 from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_arguments, make_llm, sampling_params
 from taco.errors import TacoValidationError
 
@@ -151,16 +152,14 @@ class Conversation:
         return note
 
     def _add_request(self) -> str:
-        tokenizer = self.llm.get_tokenizer()
         template = self.llm.llm_engine.model_config.chat_template  # None is the tokenizer's own
-        rendered = tokenizer.apply_chat_template(
-            self.messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-        # The template has written the special tokens already.
-        token_ids = tokenizer.encode(rendered, add_special_tokens=False)
+        prompt = ChatRenderer(self.llm.get_tokenizer(), ChatOptions(), template).render(self.messages)
         self.num_requests += 1
         request_id = f"chat-{self.num_requests}"
-        self.llm.llm_engine.add_request(request_id, {"prompt_token_ids": token_ids}, self.params)
+        # The template has written the special tokens already.
+        self.llm.llm_engine.add_request(
+            request_id, prompt, self.params, tokenization_kwargs={"add_special_tokens": False}
+        )
         return request_id
 
 

@@ -15,9 +15,9 @@ from taco.models.loader.checkpoint import BlockCheckpoint, Checkpoint, TensorInf
 from taco.models.loader.dummy import dummy_block, fill_dummy
 
 # Tables that old versions of transformers saved with the weights; they are computed from the configuration.
-_IGNORED = ("*rotary_emb.inv_freq",)
+ALWAYS_IGNORED = ("*rotary_emb.inv_freq",)
 # Stored types that are no weights by themselves, but indexes, masks, or quantised weights with scales beside them.
-_NO_WEIGHTS = ("int", "uint", "bool", "float8", "complex")
+NO_WEIGHTS = ("int", "uint", "bool", "float8", "complex")
 
 
 def load_weights(
@@ -44,11 +44,11 @@ def load_weights(
         TacoValidationError: before any memory is allocated, with all tensors that are missing, not expected, of a
             wrong shape, or not floating-point numbers.
     """
-    places = _parameter_places(model)
+    places = parameter_places(model)
     _check_coverage(model, entries)
     infos = checkpoint.infos()
     names = {entry: next((name for name in (entry.name, *entry.aliases) if name in infos), None) for entry in entries}
-    _check_checkpoint(names, infos, [*ignore, *_IGNORED])
+    _check_checkpoint(names, infos, [*ignore, *ALWAYS_IGNORED])
 
     by_param: dict[str, list[WeightEntry]] = defaultdict(list)
     for entry in entries:
@@ -57,7 +57,7 @@ def load_weights(
         shape = model.get_parameter(param_name).shape
         param = torch.empty(shape, dtype=dtype, device=device)
         for entry in param_entries:
-            target = _target(param, entry)
+            target = target_of(param, entry)
             name = names[entry]
             if name is None:
                 target.zero_()
@@ -65,7 +65,7 @@ def load_weights(
             for start, block in _read_blocks(checkpoint, name):
                 rows = target[start : start + len(block)] if target.dim() else target
                 rows.copy_(block.float() + entry.add if entry.add else block)
-        _replace(places, param_name, param)
+        replace_parameter(places, param_name, param)
 
 
 def load_dummy_weights(model: nn.Module, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> None:
@@ -77,18 +77,18 @@ def load_dummy_weights(model: nn.Module, *, device: torch.device | str, dtype: t
         seed: other seeds give other weights.
     """
     block = dummy_block(device=device, dtype=dtype, seed=seed)
-    places = _parameter_places(model)
+    places = parameter_places(model)
     for name, old in list(model.named_parameters()):
         param = torch.empty(old.shape, dtype=dtype, device=device)
         fill_dummy(param, name, block)
-        _replace(places, name, param)
+        replace_parameter(places, name, param)
 
 
 # Parameter name -> the modules and attributes where the parameter is; more than one for tied weights.
 _Places = Mapping[str, Sequence[tuple[nn.Module, str]]]
 
 
-def _parameter_places(model: nn.Module) -> _Places:
+def parameter_places(model: nn.Module) -> _Places:
     by_id: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
     ids: dict[str, int] = {}
     for prefix, module in model.named_modules():
@@ -98,13 +98,13 @@ def _parameter_places(model: nn.Module) -> _Places:
     return {name: by_id[param_id] for name, param_id in ids.items()}
 
 
-def _replace(places: _Places, name: str, values: torch.Tensor) -> None:
+def replace_parameter(places: _Places, name: str, values: torch.Tensor) -> None:
     param = nn.Parameter(values, requires_grad=False)
     for module, attribute in places[name]:
         setattr(module, attribute, param)
 
 
-def _target(param: torch.Tensor, entry: WeightEntry) -> torch.Tensor:
+def target_of(param: torch.Tensor, entry: WeightEntry) -> torch.Tensor:
     """The part of a parameter that an entry fills, seen with the shape that the tensor has in the checkpoint."""
     if entry.dim is not None:
         param = param.narrow(entry.dim, entry.offset, _size(entry))
@@ -132,7 +132,7 @@ def _check_coverage(model: nn.Module, entries: Sequence[WeightEntry]) -> None:
     for entry in entries:
         param = model.get_parameter(entry.param)
         assert param.is_meta, f"{entry.param} is not on the meta device"
-        assert tuple(_target(param, entry).shape) == tuple(entry.shape), (
+        assert tuple(target_of(param, entry).shape) == tuple(entry.shape), (
             f"{entry.name} {entry.shape} does not fit into its part of {entry.param} {tuple(param.shape)}"
         )
         first, last = (0, 0) if entry.dim is None else (entry.offset, entry.offset + _size(entry))
@@ -168,7 +168,7 @@ def _check_checkpoint(
             continue
         if tuple(infos[name].shape) != tuple(entry.shape):
             shapes[name] = f"wanted {list(entry.shape)}, got {list(infos[name].shape)}"
-        if infos[name].dtype.startswith(_NO_WEIGHTS):
+        if infos[name].dtype.startswith(NO_WEIGHTS):
             types[name] = f"stored as {infos[name].dtype}"
     problems = [
         *_report("missing", dict.fromkeys(missing, "")),

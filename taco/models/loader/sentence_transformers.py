@@ -14,6 +14,7 @@ _TRANSFORMER_FILES = (
     "sentence_bert_config.json",
     *(f"sentence_{kind}_config.json" for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta")),
 )
+_NO_LIMIT = 1 << 30
 # Names of a pooling mode as a switch, and in newer files as a value -> ours.
 _POOLING_MODES = {"cls_token": "CLS", "mean_tokens": "MEAN", "lasttoken": "LAST"}
 _POOLING_VALUES = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
@@ -29,6 +30,7 @@ class SentenceTransformersFiles:
         normalize: whether embeddings are normalised to length 1.
         projections: folders of linear layers that pooled vectors pass through, in order.
         max_seq_length: longer texts are truncated by sentence-transformers; None for no limit of its own.
+        activation: name of the function that makes probabilities of a cross-encoder's logits.
         lower_case: whether texts are lowered before they are tokenised.
         prompts: texts to put before others, by their name.
     """
@@ -38,6 +40,7 @@ class SentenceTransformersFiles:
     normalize: bool = False
     projections: tuple[str, ...] = ()
     max_seq_length: int | None = None
+    activation: str | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
 
@@ -82,9 +85,14 @@ def read_sentence_transformers_files(folder: str | Path) -> SentenceTransformers
                 value=module.get("type"),
             )
     prompts = settings.get("prompts") or {}
+    max_seq_length = transformer.get("max_seq_length")
+    if max_seq_length is None:  # newer versions leave it to the tokenizer, some of which have a huge number for none
+        max_seq_length = _read_json(folder / "tokenizer_config.json", dict).get("model_max_length")
+        max_seq_length = max_seq_length if isinstance(max_seq_length, int) and max_seq_length < _NO_LIMIT else None
     return SentenceTransformersFiles(
         projections=tuple(projections),
-        max_seq_length=transformer.get("max_seq_length"),
+        max_seq_length=max_seq_length,
+        activation=settings.get("activation_fn"),
         lower_case=bool(transformer.get("do_lower_case")),
         prompts={name: text for name, text in prompts.items() if isinstance(text, str)},
         **values,

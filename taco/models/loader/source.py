@@ -19,6 +19,7 @@ LOAD_FORMATS = ("auto", "safetensors", "pt", "gguf", "dummy")
 
 # What a model needs besides its weights: configuration, tokenizer, chat templates, code of its own.
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "additional_chat_templates/*")
+_SMALL_FILES += ("*.model.v*",)  # sentencepiece models in the versions of mistral-common
 # Modules of sentence-transformers: settings, and small linear layers.
 _SMALL_FILES += ("[0-9]_*/config.json", "[0-9]_Dense/model.safetensors", "[0-9]_Dense/pytorch_model.bin")
 # Weights in other formats, copies, and training state, which lie beside the weights of some models.

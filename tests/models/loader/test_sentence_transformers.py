@@ -76,6 +76,24 @@ def test_damaged_files_are_named(name: str, text: str, tmp_path: Path) -> None:
         read_sentence_transformers_files(tmp_path)
 
 
+@pytest.mark.parametrize(("length", "expected"), [(256, 256), (10**30, None)])
+def test_length_may_be_left_to_the_tokenizer(length: int, expected: int | None, tmp_path: Path) -> None:
+    write_sentence_transformers_files(tmp_path, transformer={"transformer_task": "feature-extraction"})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
+    files = read_sentence_transformers_files(tmp_path)
+    assert files is not None and files.max_seq_length == expected
+
+
+def test_modules_are_known_by_their_newer_names_too(tmp_path: Path) -> None:
+    home = "sentence_transformers.sentence_transformer.modules"
+    modules = [{"path": "", "type": f"{home}.transformer.Transformer"}, {"path": "", "type": f"{home}.norm.Normalize"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "config_sentence_transformers.json").write_text('{"activation_fn": "torch.nn.modules.linear.Identity"}')
+    files = read_sentence_transformers_files(tmp_path)
+    assert files is not None and files.normalize and files.seq_pooling_type is None
+    assert files.activation == "torch.nn.modules.linear.Identity"
+
+
 def test_prompts_without_a_text_are_left_out(tmp_path: Path) -> None:
     write_sentence_transformers_files(tmp_path, settings={"prompts": {"query": "q: ", "passage": None}})
     files = read_sentence_transformers_files(tmp_path)

@@ -25,6 +25,7 @@ from tests.models.loader.tiny_gguf import BASE
 HUB_FILES = [
     "config.json",
     "tokenizer.json",
+    "tokenizer.model.v3",
     "merges.txt",
     "README.md",
     "model-00001-of-00002.safetensors",
@@ -122,7 +123,7 @@ def test_only_the_needed_files_of_a_hub_model_are_downloaded(
     source = resolve_model("owner/name", load_format=load_format, revision="v1", hf_token="t", download_dir="/cache")
     assert source == ModelSource("hf", str(folder))
     (download,) = hub.downloads
-    small = ["config.json", "tokenizer.json", "merges.txt", "model.safetensors.index.json"]
+    small = ["config.json", "tokenizer.json", "tokenizer.model.v3", "merges.txt", "model.safetensors.index.json"]
     assert sorted(download.pop("allow_patterns")) == sorted(small + weights)
     assert download == {"local_files_only": False, "revision": "v1", "cache_dir": "/cache", "token": "t"}
 
