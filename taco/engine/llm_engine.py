@@ -317,16 +317,21 @@ class LLMEngine(EngineControl):
             self.scheduler.update(plan, self._executor.collect(pending))
 
     def _recover(self) -> None:
-        """Drops everything a failed step may have left half done."""
-        assert self._executor is not None
-        self._in_flight.clear()
-        self.scheduler.reset()
-        self.beam_groups.clear()
-        self.output_processor.abort_all()
-        self._late_outputs.clear()
-        if self._metrics is not None:
-            self._metrics.forget_all()
-        self._executor.reset()
+        """Drops everything a failed step may have left half done; where that fails too, closes the engine."""
+        if self._executor is None:  # closed meanwhile
+            return
+        try:
+            self._in_flight.clear()
+            self.scheduler.reset()
+            self.beam_groups.clear()
+            self.output_processor.abort_all()
+            self._late_outputs.clear()
+            if self._metrics is not None:
+                self._metrics.forget_all()
+            self._executor.reset()
+        except Exception:
+            logger.exception("The engine is closed: a step was broken off and has left it in a state it cannot repair.")
+            self.close()
 
     # Tokenizer, configs, end
 

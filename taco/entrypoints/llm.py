@@ -34,8 +34,8 @@ from taco.errors import (
     TacoValidationError,
     UnsupportedFeatureError,
 )
-from taco.garbage import older_objects_spared
 from taco.inputs import split_prompts
+from taco.interrupts import interrupts_deferred
 from taco.outputs import BeamSearchOutput, RequestOutput
 from taco.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
@@ -435,9 +435,11 @@ class LLM(PoolingMixin, ControlMixin):
             enqueued, self._enqueued = self._enqueued, []
             outputs: dict[str, Any] = {}
             try:
-                with Progress(use_tqdm, len(enqueued)) as progress, older_objects_spared():
+                with Progress(use_tqdm, len(enqueued)) as progress:
                     while engine.has_unfinished_requests():
-                        for output in engine.step():
+                        with interrupts_deferred():
+                            finished = engine.step()
+                        for output in finished:
                             outputs[output.request_id] = output
                             progress.add(output)
                         progress.step()
@@ -531,8 +533,9 @@ class LLM(PoolingMixin, ControlMixin):
 
     def close(self) -> None:
         """Gives all memory back; calls after this one raise `EngineDeadError`."""
-        self._is_closed = True
-        self.llm_engine.close()
+        with self._lock:  # a call in another thread ends first
+            self._is_closed = True
+            self.llm_engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -633,10 +636,7 @@ class LLM(PoolingMixin, ControlMixin):
                 rows = batch.prepare_as_needed(iter(prompts))
             else:
                 rows = batch.prepare_all(prompts, num_rows)
-            with (
-                make_progress() if make_progress is not None else Progress(use_tqdm, num_rows) as progress,
-                older_objects_spared(),
-            ):
+            with make_progress() if make_progress is not None else Progress(use_tqdm, num_rows) as progress:
                 return batch.run(rows, progress, transform)
 
 
@@ -750,9 +750,11 @@ class _Batch:
                     index, prompt, row = next_row
                     next(self._request_counter)
                     request_id = str(first_id + index)
-                    added = self._add(request_id, index, prompt, row)
+                    with interrupts_deferred():
+                        added = self._add(request_id, index, prompt, row)
+                        if isinstance(added, int):
+                            unfinished[request_id] = index, added
                     if isinstance(added, int):
-                        unfinished[request_id] = index, added
                         num_sequences += added
                     else:
                         outputs[index] = added if transform is None else transform(added)
@@ -760,7 +762,9 @@ class _Batch:
                 if not unfinished:
                     break
                 assert self._engine.has_unfinished_requests()
-                for output in self._engine.step():
+                with interrupts_deferred():
+                    finished = self._engine.step()
+                for output in finished:
                     index, count = unfinished.pop(output.request_id)
                     num_sequences -= count
                     if output.error is not None and self._raises:

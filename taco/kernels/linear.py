@@ -51,6 +51,12 @@ class PackedWeight(nn.Parameter):
             tiles[full, :, : rest.shape[1]] = rest
         return cls(tiles, out_features)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> PackedWeight:
+        return memo.setdefault(id(self), PackedWeight(self.data.clone(), self.out_features))  # type: ignore[return-value]
+
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
+        return PackedWeight, (self.data, self.out_features)
+
     def to_dense(self) -> torch.Tensor:  # type: ignore[override]
         """The plain weight [N, K]."""
         return self.data.transpose(1, 2).reshape(-1, self.in_features)[: self.out_features]

@@ -53,6 +53,7 @@ def _native_top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     if library is None or k > NATIVE_TOP:
         return NotImplemented
     num_rows, vocab = logits.shape
+    assert 1 <= k <= vocab, (k, vocab)
     values = torch.empty(num_rows, k, dtype=torch.float32)
     ids = torch.empty(num_rows, k, dtype=torch.int64)
     library.taco_top(logits.data_ptr(), num_rows, vocab, k, values.data_ptr(), ids.data_ptr(), torch.get_num_threads())

@@ -98,7 +98,8 @@ class _NativeLayer:
                 ("activated", activated),
                 ("attention", attention_scratch_bytes(self.dtype, self.structure.head_dim, batch)),
             )
-            buffer = meta.workspace.take("native", (sum(length for _, length in parts),), torch.uint8)
+            # A name of its own: layers of other sizes in the same step must not replace the buffer.
+            buffer = meta.workspace.take(str(self.key), (sum(length for _, length in parts),), torch.uint8)
             address = buffer.data_ptr()
             found = meta.cache[self.key] = native.Scratch(chunk=chunk)
             for name, length in parts:
@@ -147,7 +148,7 @@ def decoder_layer_native(
         add_first,
         cos.data_ptr(),
         sin.data_ptr(),
-        rotary.size,
+        cos.shape[-1],
         key_cache.data_ptr(),
         value_cache.data_ptr(),
     )

@@ -142,6 +142,7 @@ class Model(nn.Module):
         Raises:
             TacoValidationError: a name, a shape or a type is wrong. Nothing was changed if `weights` is a mapping or a
                 sequence; of an iterator, the tensors before that one were taken.
+            EngineAsleepError: the weights were moved away from their device by `LLM.sleep`.
         """
         return update_weights(self, weights)
 

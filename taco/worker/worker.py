@@ -224,7 +224,9 @@ class Worker:
             EngineAsleepError: the weights are asleep.
         """
         self._check_weights_awake()
-        return self.model.load_weights(weights)
+        names = self.model.load_weights(weights)
+        return_free_memory()
+        return names
 
     def reload_weights(self) -> None:
         """Loads the weights of the checkpoint again, in place of those that are there.

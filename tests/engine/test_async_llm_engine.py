@@ -56,8 +56,8 @@ def engine(make: Make) -> AsyncLLMEngine:
 
 
 @pytest.fixture
-def num_steps(engine: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One number, the steps done; steps are slow enough that a coroutine can act between them."""
+def slow(engine: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Makes steps slow enough that coroutines can act between them, and counts them (in a list of one number)."""
     count = [0]
     submit = engine.engine.model_executor.submit  # type: ignore[union-attr]
 
@@ -169,9 +169,7 @@ def test_many_consumers_at_once(engine: AsyncLLMEngine, expected: list[list[int]
     assert all(run(main()))
 
 
-def test_several_event_loops_at_once_and_one_after_the_other(
-    engine: AsyncLLMEngine, expected: list[list[int]]
-) -> None:
+def test_several_event_loops_at_once_and_one_after_the_other(engine: AsyncLLMEngine, expected: list[list[int]]) -> None:
     found: dict[int, list[int]] = {}
     threads = [
         threading.Thread(target=lambda n=n: found.update({n: run(consume(engine, n))}))  # type: ignore[misc]
@@ -199,6 +197,7 @@ def test_the_event_loop_goes_on_while_steps_run(engine: AsyncLLMEngine) -> None:
     assert run(main()) > 60
 
 
+@pytest.mark.usefixtures("slow")
 def test_invalid_requests_fail_alone(engine: AsyncLLMEngine, expected: list[list[int]]) -> None:
     async def bad() -> None:
         async for _ in engine.generate({"prompt_token_ids": [10**6]}, greedy(), "bad"):
@@ -273,7 +272,7 @@ async def start(engine: AsyncLLMEngine, number: int) -> Any:
 
 
 def test_a_consumer_that_is_cancelled_frees_its_kv_cache(
-    engine: AsyncLLMEngine, expected: list[list[int]], num_steps: list[int]
+    engine: AsyncLLMEngine, expected: list[list[int]], slow: list[int]
 ) -> None:
     async def main() -> None:
         tasks = [asyncio.ensure_future(consume(engine, n, greedy(80))) for n in range(6)]
@@ -287,10 +286,10 @@ def test_a_consumer_that_is_cancelled_frees_its_kv_cache(
         await until(lambda: is_empty(engine))
 
     run(main())
-    assert num_steps[0] < 80, "the requests ran to their end"
+    assert slow[0] < 80, "the requests ran to their end"
 
 
-def test_a_consumer_that_leaves_its_loop_frees_its_kv_cache(engine: AsyncLLMEngine, num_steps: list[int]) -> None:
+def test_a_consumer_that_leaves_its_loop_frees_its_kv_cache(engine: AsyncLLMEngine, slow: list[int]) -> None:
     async def main() -> None:
         async for _ in engine.generate({"prompt_token_ids": PROMPTS[0]}, greedy(80, DELTA), "a"):
             break
@@ -300,21 +299,22 @@ def test_a_consumer_that_leaves_its_loop_frees_its_kv_cache(engine: AsyncLLMEngi
         await until(lambda: is_empty(engine))
 
     run(main())
-    assert num_steps[0] < 80
+    assert slow[0] < 80
 
 
 def test_requests_of_a_closed_event_loop_end(
-    engine: AsyncLLMEngine, expected: list[list[int]], num_steps: list[int]
+    engine: AsyncLLMEngine, expected: list[list[int]], slow: list[int]
 ) -> None:
     loop = asyncio.new_event_loop()
     outputs = loop.run_until_complete(start(engine, 0))
     loop.close()
     run(until(lambda: is_empty(engine)))
-    assert num_steps[0] < 80
+    assert slow[0] < 80
     del outputs
     assert run(consume(engine, 0)) == expected[0]
 
 
+@pytest.mark.usefixtures("slow")
 def test_abort_yields_what_there_is(engine: AsyncLLMEngine, expected: list[list[int]]) -> None:
     async def main() -> Any:
         outputs = await start(engine, 0)
@@ -329,6 +329,7 @@ def test_abort_yields_what_there_is(engine: AsyncLLMEngine, expected: list[list[
     assert is_empty(engine)
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_failing_step_reaches_every_consumer_and_no_later_one(
     engine: AsyncLLMEngine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +356,7 @@ def test_a_failing_step_reaches_every_consumer_and_no_later_one(
     assert run(consume(engine, 0)) == expected[0]
 
 
+@pytest.mark.usefixtures("slow")
 def test_an_engine_that_fails_for_good_says_so_to_everyone(
     engine: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +377,7 @@ def test_an_engine_that_fails_for_good_says_so_to_everyone(
     assert engine.errored and engine.is_stopped and isinstance(engine.dead_error, EngineDeadError)
 
 
+@pytest.mark.usefixtures("slow")
 def test_shutdown_ends_requests_and_gives_memory_back(engine: AsyncLLMEngine) -> None:
     async def main() -> None:
         outputs = await start(engine, 0)
@@ -427,6 +430,7 @@ print(loop.run_until_complete(outputs.__anext__()).finished)
 # Between steps
 
 
+@pytest.mark.usefixtures("slow")
 def test_sleeping_holds_requests_until_the_engine_wakes(engine: AsyncLLMEngine, expected: list[list[int]]) -> None:
     async def main() -> None:
         kept = await start(engine, 0)
@@ -448,6 +452,7 @@ def test_sleeping_holds_requests_until_the_engine_wakes(engine: AsyncLLMEngine, 
     run(main())
 
 
+@pytest.mark.usefixtures("slow")
 def test_generation_can_be_paused_for_new_weights(engine: AsyncLLMEngine, expected: list[list[int]]) -> None:
     async def main() -> None:
         task = asyncio.ensure_future(consume(engine, 0))

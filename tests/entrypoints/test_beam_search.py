@@ -131,7 +131,9 @@ def test_sequences_equal_transformers_whatever_shares_the_batch(
             assert generated(PROMPTS, outputs) == unending
             llm.llm_engine.scheduler.check_integrity()
         scheduler = llm.llm_engine.scheduler
-        assert (scheduler.num_preemptions > 0) == ("num_gpu_blocks_override" in limits or limits.get("max_num_seqs") == 2)
+        assert (scheduler.num_preemptions > 0) == (
+            "num_gpu_blocks_override" in limits or limits.get("max_num_seqs") == 2
+        )
 
 
 # Where an end of sequence is likely, transformers and early vLLM agree under these settings.

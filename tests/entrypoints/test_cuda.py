@@ -103,3 +103,57 @@ def test_starting_a_step_does_not_wait_for_the_device(
     params = SamplingParams(temperature=temperature, seed=3, max_tokens=24, ignore_eos=True)
     assert all(len(found) == 24 for found in tokens(tiny_llama_path, "cuda", params, **options))
     assert num_steps > 24
+
+
+def test_sleep_gives_the_memory_of_the_device_back(tiny_llama_path: Path) -> None:
+    import torch
+
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    prompts = [{"prompt_token_ids": ids} for ids in PROMPTS]
+    size = 64 << 20
+    with LLM(str(tiny_llama_path), device="cuda", dtype="float32", kv_cache_memory_bytes=size) as llm:
+
+        def generate() -> list[list[int]]:
+            return [list(output.outputs[0].token_ids) for output in llm.generate(prompts, params, use_tqdm=False)]
+
+        expected = generate()
+        [num_bytes] = llm.apply_model(lambda model: sum(weight.nbytes for weight in model.parameters()))
+        cache: Any = llm.llm_engine.cache_config
+        [block_bytes] = llm.collective_rpc(
+            lambda worker: sum(part[0].nbytes for pair in worker.runner.kv_cache.layers for part in pair)
+        )
+        num_bytes += cache.num_gpu_blocks * block_bytes
+        for level in (1, 2):
+            awake = torch.cuda.memory_allocated()
+            llm.sleep(level)
+            assert torch.cuda.memory_allocated() <= awake - num_bytes
+            llm.wake_up(["weights"])
+            if level == 2:
+                llm.collective_rpc("reload_weights")
+            llm.wake_up(["kv_cache"])
+            assert generate() == expected
+        [weights] = llm.apply_model(lambda model: {"model.norm.weight": model.norm.weight * 0})
+        llm.update_weights(weights)
+        assert all(len(set(found)) == 1 for found in generate()), "equal logits everywhere"
+
+
+def test_the_asynchronous_engine_runs_on_the_device(tiny_llama_path: Path) -> None:
+    import asyncio
+
+    from taco import AsyncEngineArgs, AsyncLLMEngine
+
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    options: dict[str, Any] = {"kv_cache_memory_bytes": 4 << 20}
+    expected = tokens(tiny_llama_path, "cuda", params, **options)
+    args = AsyncEngineArgs(str(tiny_llama_path), device="cuda", dtype="float32", max_num_seqs=8, **options)
+    engine = AsyncLLMEngine.from_engine_args(args)
+
+    async def one(number: int) -> list[int]:
+        outputs = engine.generate({"prompt_token_ids": PROMPTS[number]}, params, str(number))
+        return [list(output.outputs[0].token_ids) async for output in outputs][-1]
+
+    async def main() -> list[list[int]]:
+        return list(await asyncio.gather(*map(one, range(len(PROMPTS)))))
+
+    assert asyncio.run(main()) == expected
+    engine.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -394,3 +395,50 @@ def test_scattered_prompts_with_common_prefixes_run_together(make: Make) -> None
         outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, **QUIET)
     assert [output.prompt_token_ids for output in outputs] == prompts
     assert [output.num_cached_tokens for output in outputs] == [0] * 4 + [64] * 20
+
+
+def test_ctrl_c_leaves_nothing_behind(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    with make() as llm:
+        expected = tokens(llm.generate(PROMPTS, params, **QUIET))
+        admit = llm.llm_engine.scheduler._admit
+
+        def interrupted(*args: Any) -> int:
+            monkeypatch.undo()
+            count = admit(*args)
+            signal.raise_signal(signal.SIGINT)
+            return count
+
+        monkeypatch.setattr(llm.llm_engine.scheduler, "_admit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(PROMPTS, params, **QUIET)
+        assert not llm.llm_engine.has_unfinished_requests()
+        llm.llm_engine.scheduler.blocks.check_integrity([])
+        assert tokens(llm.generate(PROMPTS, params, **QUIET)) == expected
+
+
+def test_an_engine_that_cannot_be_repaired_is_closed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(llm.llm_engine.scheduler, "schedule", fail)
+    monkeypatch.setattr(llm.llm_engine.scheduler, "reset", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        llm.generate(PROMPTS[:1], **QUIET)
+    with pytest.raises(EngineDeadError):
+        llm.generate(PROMPTS[:1], **QUIET)
+
+
+def test_a_logits_processor_may_return_another_view_of_its_argument(make: Make) -> None:
+    def first(token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+        return logits[:1].expand(len(logits))
+
+    with make() as llm:
+        [output] = llm.generate(
+            [PROMPTS[4]],
+            SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logits_processors=[first]),
+            **QUIET,
+        )
+    assert list(output.outputs[0].token_ids) == [0, 0]  # all equal, so the lowest

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import platform
 from collections.abc import Callable
 
@@ -117,3 +119,11 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, packed:
 def test_unfitting_shapes_are_an_error() -> None:
     with pytest.raises(RuntimeError):
         linear(torch.randn(2, 5), pack_weight(torch.randn(3, 4)))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+def test_packed_weights_can_be_copied_and_pickled() -> None:
+    _, weight, _ = tensors(1, 38, 53, torch.float32, 0)
+    packed = PackedWeight.pack(weight)
+    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert torch.equal(copied.to_dense(), weight) and copied.data_ptr() != packed.data_ptr()

@@ -87,6 +87,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-window-tied": ("phi3", {"sliding_window": 5, "tie_word_embeddings": True, "num_key_value_heads": 4}),
     "phi3-partial": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 40.0,
                                                   "partial_rotary_factor": 0.75}}),
+    "phi3-odd-rotation": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 40.0,
+                                                       "partial_rotary_factor": 0.4}}),
     "gpt2": ("gpt2", {}),
     "gpt2-inner": ("gpt2", {"n_inner": 50, "activation_function": "gelu", "tie_word_embeddings": False}),
     "gpt2-scales": ("gpt2", {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,

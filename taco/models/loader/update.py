@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from taco.errors import TacoValidationError
+from taco.errors import EngineAsleepError, TacoValidationError
 from taco.layers.base import Layer, Module
 from taco.layers.embedding import LMHead
 from taco.models.loader.apply import ALWAYS_IGNORED, NO_WEIGHTS, parameter_places, replace_parameter, target_of
@@ -58,6 +58,8 @@ def update_weights(model: Model, weights: Weights) -> set[str]:
             )
     names: set[str] = set()
     assert model.placement is not None
+    if next(model.parameters()).device.type not in ("meta", model.placement.device.type):
+        raise EngineAsleepError('The weights are asleep; call wake_up(tags=["weights"]) first.')
     filler = _Filler(model, model.placement)
     try:
         for name, tensor in weights:

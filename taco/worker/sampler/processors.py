@@ -58,8 +58,8 @@ class LogitsProcessors(Feature):
                     if problem is not None:
                         self._errors[position] = f"logits processor {_name(processor)} {problem}"
                         break
-                    if after.data_ptr() != before.data_ptr():
-                        before.copy_(after)
+                    if after is not before:
+                        before.copy_(after.clone() if after.data_ptr() == before.data_ptr() else after)
             except Exception as error:
                 self._errors[position] = f"logits processor {_name(processor)} failed: {type(error).__name__}: {error}"
 

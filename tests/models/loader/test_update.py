@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taco.errors import TacoValidationError
+from taco.errors import EngineAsleepError, TacoValidationError
 from taco.kernels import native
 from taco.kernels.linear import PackedWeight
 from taco.layers.norm import RMSNorm
@@ -146,6 +146,14 @@ def test_an_iterator_is_taken_up_to_its_first_error():
     with pytest.raises(TacoValidationError, match="x is not among .* The 4 tensors that came before it were taken"):
         model.load_weights(iter(items))
     assert torch.equal(logits(model), logits(build(CONFIGS["llama"], old | dict(items[:4]))))
+
+
+def test_weights_that_were_moved_away_are_left_alone():
+    old, new = states(CONFIGS["llama"])
+    model = build(CONFIGS["llama"], old)
+    model.placement = Placement(CONFIGS["llama"], torch.device("cuda"), torch.float32)
+    with pytest.raises(EngineAsleepError, match="asleep"):
+        model.load_weights(new)
 
 
 def test_a_norm_with_plus_one_is_the_same_after_it_was_reopened():
