@@ -180,6 +180,8 @@ class _EngineThread:
             outputs = self.engine.step()
         except Exception as error:
             self._fail(partial(_step_error, error))
+            if self.engine.model_executor is None:
+                raise  # the engine could not be repaired, and has closed itself
         else:
             self._distribute(outputs)
 

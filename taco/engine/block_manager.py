@@ -407,7 +407,10 @@ class BlockManager:
         """
         pairs: list[tuple[int, int]] = []
         num_blocks = self.num_blocks_for(request.num_computed_tokens)
-        hashes = self._block_hashes(request) if self.enable_prefix_caching else []
+        # A block that still has to be written must be the request's own, although one with all its known tokens may be
+        # there.
+        num_full = request.num_computed_tokens // self.block_size
+        hashes = self._block_hashes(request)[:num_full] if self.enable_prefix_caching else []
         for index in range(num_blocks):
             found = self.pool.find(hashes[index]) if index < len(hashes) else None
             if found is not None:

@@ -13,7 +13,7 @@ from taco.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from taco.sampling_params import BeamSearchParams, SamplingParams
 
 
-def engine_params(params: object, behaviour: Behaviour) -> SamplingParams:
+def engine_params(params: object, behaviour: Behaviour, vocab_size: int) -> SamplingParams:
     """What the engine is asked for.
 
     Raises:
@@ -30,7 +30,7 @@ def engine_params(params: object, behaviour: Behaviour) -> SamplingParams:
         temperature=params.temperature,
         max_tokens=params.max_tokens,
         ignore_eos=params.ignore_eos,
-        logprobs=2 * params.beam_width,  # the candidates of each step, which are returned
+        logprobs=min(2 * params.beam_width, vocab_size),  # the candidates of each step, which are returned
         allowed_token_ids=params.allowed_token_ids,
         structured_outputs=params.structured_outputs,
         watermarking=params.watermarking,

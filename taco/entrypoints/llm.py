@@ -487,7 +487,8 @@ class LLM(PoolingMixin, ControlMixin):
         check_concurrency_limit(concurrency_limit)
         behaviour = engine.config.behaviour
         rows = split_prompts(prompts)
-        columns = self._columns(engine_params(params, behaviour), lora_request, priority)
+        sampling_params = engine_params(params, behaviour, engine.model_config.vocab_size)
+        columns = self._columns(sampling_params, lora_request, priority)
         outputs = self._run_batch(
             rows,
             columns,

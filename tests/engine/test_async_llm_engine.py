@@ -357,6 +357,27 @@ def test_a_failing_step_reaches_every_consumer_and_no_later_one(
 
 
 @pytest.mark.usefixtures("slow")
+def test_an_engine_that_cannot_be_repaired_after_a_step_ends(
+    engine: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        outputs = await start(engine, 0)
+
+        def fail(*args: object) -> None:
+            raise RuntimeError("a broken device")
+
+        monkeypatch.setattr(engine.engine.model_executor, "submit", fail)
+        monkeypatch.setattr(engine.engine.model_executor, "reset", fail)
+        with pytest.raises(EngineError, match="RuntimeError: a broken device"):
+            _ = [output async for output in outputs]
+        await until(lambda: engine.errored)
+        with pytest.raises(EngineDeadError, match="a broken device"):
+            await consume(engine, 1)
+
+    run(main())
+
+
+@pytest.mark.usefixtures("slow")
 def test_an_engine_that_fails_for_good_says_so_to_everyone(
     engine: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,19 @@ def test_a_swapped_request_computes_anew_from_a_shared_block_that_was_evicted():
     manager.check_integrity([second])
 
 
+def test_a_swapped_request_does_not_share_the_block_it_goes_on_writing():
+    manager = make_manager()
+    one, other = (make_request(name, range(8), 8) for name in "ab")
+    compute(manager, one, 7)
+    manager.swap_out(one)
+    manager.begin_step()
+    compute(manager, other, 8)
+    manager.begin_step()
+    manager.swap_in(one)
+    assert one.block_ids[0] == other.block_ids[0] and one.block_ids[1] != other.block_ids[1]
+    assert one.num_computed_tokens == 7
+
+
 def test_swapping_out_is_all_or_nothing():
     manager = make_manager(num_host_blocks=2)
     request = make_request("a", range(12), 4)

@@ -383,6 +383,9 @@ def test_wide_beams_need_max_logprobs_for_the_result_alone(make: Make, llm: LLM)
     with make(max_logprobs=24) as wide:
         [output] = wide.beam_search([[5]], BeamSearchParams(12, 4))
         assert len(output.sequences) == 12
+    with make(max_logprobs=-1) as wider_than_half_the_vocabulary:
+        [output] = wider_than_half_the_vocabulary.beam_search([[5]], BeamSearchParams(200, 3))
+        assert len({tuple(sequence.tokens) for sequence in output.sequences}) == 200
     [found] = llm.generate([[5]], SamplingParams(n=12, max_tokens=4, **BEAMS), **QUIET)
     assert len(found.outputs) == 12
 
