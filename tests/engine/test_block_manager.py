@@ -134,8 +134,7 @@ def test_a_swapped_request_does_not_share_the_block_it_goes_on_writing():
     one, other = (make_request(name, range(8), 8) for name in "ab")
     compute(manager, one, 7)
     manager.swap_out(one)
-    manager.begin_step()
-    compute(manager, other, 8)
+    admit(manager, other)
     manager.begin_step()
     manager.swap_in(one)
     assert one.block_ids[0] == other.block_ids[0] and one.block_ids[1] != other.block_ids[1]
