@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from taco.errors import TacoValidationError
+from taco.inputs import TokensPrompt, parse_prompt
 from taco.logprobs import FlatLogprobs, LogprobsOnePosition, PromptLogprobs, SampleLogprobs
 
 if TYPE_CHECKING:
@@ -16,6 +18,32 @@ if TYPE_CHECKING:
     from taco.lora_request import LoRARequest
 
 T = TypeVar("T")
+
+
+@dataclass
+class SamplingMask:
+    """The tokens that could be drawn at each position (vLLM 0.33); no output of this version has one.
+
+    Args:
+        token_ids: for each generated token, the ids that filters left.
+    """
+
+    token_ids: list[Any]
+
+
+@dataclass
+class WeightVersionSpan:
+    """Which generated tokens came from one version of the weights (vLLM 0.33); no output of this version has one.
+
+    Args:
+        version: the name of the weights.
+        start: index of the first of the tokens.
+        end: index after the last.
+    """
+
+    version: str
+    start: int
+    end: int
 
 
 @dataclass(repr=False)
@@ -50,9 +78,9 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     lora_request: LoRARequest | None = None
     routed_experts: np.ndarray | None = None
-    sampling_mask: Any = None
+    sampling_mask: SamplingMask | None = None
     spec_decode_metrics: Any = None
-    weight_versions: list[Any] | None = None
+    weight_versions: list[WeightVersionSpan] | None = None
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -122,6 +150,36 @@ class RequestMetrics:
     def first_token_latency(self) -> float:
         """From arrival to the first token."""
         return 0.0 if self.first_token_time is None else self.first_token_time - self.arrival_time
+
+
+@dataclass
+class RequestStateStats:
+    """What vLLM 0.33 knows of a request's times, for programs that make such objects.
+
+    `RequestOutput.metrics` is a `RequestMetrics`, which has every one of these attributes.
+
+    Args:
+        num_generation_tokens: tokens generated.
+        num_preemptions: how often it lost its place to another request.
+        arrival_time: when it entered the engine, in seconds since the epoch.
+        queued_ts, scheduled_ts, first_token_ts, last_token_ts: when it was queued, first had a part in a step, and had
+            its first and its latest token, in seconds.
+        first_token_latency: seconds from arrival to the first token.
+        is_corrupted: its logits were not finite at some step.
+        is_watermarked, is_watermark_skipped: whether its text was marked, or was to be and could not.
+    """
+
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+    arrival_time: float = 0.0
+    queued_ts: float = 0.0
+    scheduled_ts: float = 0.0
+    first_token_ts: float = 0.0
+    last_token_ts: float = 0.0
+    first_token_latency: float = 0.0
+    is_corrupted: bool = False
+    is_watermarked: bool = False
+    is_watermark_skipped: bool = False
 
 
 class RequestOutput:
@@ -276,6 +334,55 @@ class BeamSearchSequence:
     mm_processor_kwargs: dict[str, Any] | None = None
     orig_prompt: Any = None
     lora_request: LoRARequest | None = None
+
+    def get_prompt(self) -> TokensPrompt:
+        """The sequence as a prompt, to go on from; with the `cache_salt` of the original one."""
+        prompt = TokensPrompt(prompt_token_ids=list(self.tokens))
+        if isinstance(self.orig_prompt, Mapping) and self.orig_prompt.get("cache_salt") is not None:
+            prompt["cache_salt"] = self.orig_prompt["cache_salt"]
+        return prompt
+
+
+class BeamSearchInstance:
+    """The state of a beam search over one prompt, for programs that search by themselves.
+
+    Args:
+        prompt_tokens: the prompt as token ids; or else:
+        prompt: token ids, or a dict with `prompt_token_ids`.
+        lora_request: the adapter to use.
+        logprobs: what is known of the tokens of the first sequence.
+        priority: of the requests to be made.
+        kwargs: further fields of the first `BeamSearchSequence`.
+
+    Attributes:
+        beams: sequences to go on with; at first the prompt alone.
+        completed: sequences that have ended.
+
+    Raises:
+        TacoValidationError: there is no prompt, or it is not given as token ids.
+    """
+
+    def __init__(
+        self,
+        prompt_tokens: Any = None,
+        lora_request: LoRARequest | None = None,
+        logprobs: list[LogprobsOnePosition] | None = None,
+        priority: int = 0,
+        *,
+        prompt: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if (prompt_tokens is None) == (prompt is None):
+            raise TacoValidationError("Give either prompt_tokens or prompt.", parameter="prompt")
+        given = prompt_tokens if prompt is None else prompt
+        tokens = parse_prompt(given).token_ids
+        if tokens is None:
+            raise TacoValidationError("The prompt must be token ids; tokenize the text.", parameter="prompt")
+        self.priority = priority
+        self.beams = [
+            BeamSearchSequence(tokens, list(logprobs or ()), orig_prompt=given, lora_request=lora_request, **kwargs)
+        ]
+        self.completed: list[BeamSearchSequence] = []
 
 
 @dataclass

@@ -6,16 +6,20 @@ Field names and defaults are the union of those of vLLM 0.6 and vLLM 0.33.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import numbers
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.sampling_params import ParameterTypeError, RequestOutputKind
+
+if TYPE_CHECKING:
+    from taco.config import ModelConfig, PoolerSettings
 
 SEQ_POOLING_TYPES = ("CLS", "LAST", "MEAN")  # one vector for a text
 TOK_POOLING_TYPES = ("ALL", "STEP")  # one vector for each token, or for each token that ends a step
@@ -184,6 +188,45 @@ class PoolingParams:
                 )
         check_task("task", self.task)
 
+    def verify(self, model_config: ModelConfig) -> None:
+        """Checks the fields against a model, and fills in what it decides, in place; the engine does so with a copy.
+
+        Raises:
+            TacoValidationError: naming the field; or the model generates text.
+        """
+        self.normalise()
+        settings = model_config.pooler_config
+        if settings is None:
+            raise TacoValidationError(
+                'The model generates text and does not pool; load it with task="embed" or another task of pooling.',
+                parameter="task",
+                value=self.task,
+            )
+        task = self.task = self.task or settings.task
+        if task not in settings.tasks:
+            raise TacoValidationError(
+                f"Unsupported task: {task!r}. Supported tasks: {list(settings.tasks)}. What a model is used for is "
+                "chosen with task= (or runner= and convert=) of LLM.",
+                parameter="task",
+                value=task,
+            )
+        for name in self.all_parameters:
+            value = getattr(self, name)
+            if value is not None and name not in TASK_PARAMETERS[task]:
+                raise TacoValidationError(
+                    f"{name}={value!r} means nothing for the task {task!r}; leave it None.", parameter=name, value=value
+                )
+        if self.use_activation is None:
+            self.use_activation = settings.use_activation
+        if self.dimensions is not None:
+            check_dimensions(settings, self.dimensions)
+        elif task in ("embed", "token_embed"):
+            self.dimensions = settings.dimensions
+        if task == "token_classify":
+            self.step_tag_id = settings.step_tag_id if self.step_tag_id is None else self.step_tag_id
+            if self.returned_token_ids is None and settings.returned_token_ids is not None:
+                self.returned_token_ids = list(settings.returned_token_ids)
+
 
 PoolingParams.__struct_fields__ = tuple(field.name for field in fields(PoolingParams))
 
@@ -197,6 +240,31 @@ def check_task(name: str, task: object) -> None:
     else:
         hint = f"must be one of {list(POOLING_TASKS)}, got {task!r}"
     raise TacoValidationError(f"{name}: {hint}.", parameter=name, value=task)
+
+
+def check_dimensions(settings: PoolerSettings, dimensions: int) -> None:
+    """Raises TacoValidationError if embeddings of the model cannot be shortened to that many numbers."""
+    allowed = settings.matryoshka_dimensions
+    if allowed is None:
+        raise TacoValidationError(
+            f"dimensions={dimensions}: the model does not support matryoshka representation, so shortened embeddings "
+            'would be poor. If it was trained for it, pass hf_overrides={"is_matryoshka": True} or '
+            '{"matryoshka_dimensions": [...]} to LLM.',
+            parameter="dimensions",
+            value=dimensions,
+        )
+    if allowed and dimensions not in allowed:
+        raise TacoValidationError(
+            f"dimensions={dimensions}: the model supports only {list(allowed)}.",
+            parameter="dimensions",
+            value=dimensions,
+        )
+    if settings.embedding_size is not None and not 1 <= dimensions <= settings.embedding_size:
+        raise TacoValidationError(
+            f"dimensions={dimensions}: must be from 1 to {settings.embedding_size}, the size of the embeddings.",
+            parameter="dimensions",
+            value=dimensions,
+        )
 
 
 @dataclass
@@ -280,6 +348,31 @@ class PoolerConfig:
                 parameter=name,
             )
         setattr(self, name, self.pooling_type)
+
+    def get_seq_pooling_type(self) -> str:
+        """`seq_pooling_type`.
+
+        Raises:
+            TacoValidationError: it is left to the model.
+        """
+        return self._given("seq_pooling_type")
+
+    def get_tok_pooling_type(self) -> str:
+        """`tok_pooling_type`; errors as for `get_seq_pooling_type`."""
+        return self._given("tok_pooling_type")
+
+    def _given(self, name: str) -> str:
+        value: str | None = getattr(self, name)
+        if value is None:
+            raise TacoValidationError(
+                f"{name} is not given, so the model decides it; llm.model_config.pooler_config has what it decided.",
+                parameter=name,
+            )
+        return value
+
+    def compute_hash(self) -> str:
+        """A digest of all fields: equal for equal configs, in every process."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def activates(self, task: str) -> bool | None:
         """What the config says about the activation for a task; None if it leaves it open."""

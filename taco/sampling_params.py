@@ -15,11 +15,14 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from taco.config import ModelConfig
 
 MAX_N_SEQUENCES = 16384  # largest n, best_of and beam width
 MAX_LOGPROB_TOKEN_IDS = 128
@@ -611,14 +614,27 @@ class SamplingParams(_WithStructFields):
         return SamplingParams(**fields)
 
     def update_from_generation_config(
-        self, generation_config: dict[str, Any], model_eos_token_id: int | None = None
+        self,
+        generation_config: dict[str, Any],
+        model_eos_token_id: int | None = None,
+        *,
+        eos_token_id: int | None = None,
     ) -> None:
         """Enters the model's end-of-sequence tokens, in place; use it on a clone of the caller's object.
 
         `model_eos_token_id`, the tokenizer's, becomes `eos_token_id`: it ends the sequence with `stop_reason` None. The
         others in `generation_config["eos_token_id"]` (an int or a list) become stop token ids, which are reported as
         `stop_reason`. With `ignore_eos` none of them ends the sequence, but `min_tokens` masks them all.
+        `eos_token_id` is another name of `model_eos_token_id`.
         """
+        if model_eos_token_id is None:
+            model_eos_token_id = eos_token_id
+        elif eos_token_id is not None:
+            raise TacoValidationError(
+                "model_eos_token_id and eos_token_id are two names of one parameter; give only one of them.",
+                parameter="eos_token_id",
+                value=eos_token_id,
+            )
         eos_ids = generation_config.get("eos_token_id")
         if eos_ids is None:
             eos_ids = []
@@ -633,6 +649,104 @@ class SamplingParams(_WithStructFields):
         else:
             self._eos_token_id = model_eos_token_id
             self.stop_token_ids = list(dict.fromkeys([*(self.stop_token_ids or ()), *secondary]))
+
+    def update_from_tokenizer(self, tokenizer: Any) -> None:
+        """Enters the token ids of `bad_words`, in place; use it on a clone of the caller's object.
+
+        They are those of each word as the start of a text and, if as many but beginning differently, after a space.
+
+        Args:
+            tokenizer: a Hugging Face tokenizer; not used where there are no `bad_words`.
+
+        Raises:
+            TacoValidationError: a word has no tokens.
+        """
+
+        def encode(text: str) -> list[int]:
+            options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+            ids: list[int] = tokenizer([text], add_special_tokens=False, **options)["input_ids"][0]
+            return ids
+
+        if not self.bad_words:
+            return
+        self._bad_words_token_ids = []
+        for word in self.bad_words:
+            word = word.lstrip()
+            plain = encode(word) if word else []
+            if not plain:
+                raise TacoValidationError(
+                    "bad_words contains a text that has no tokens; remove it.", parameter="bad_words", value=word
+                )
+            self._bad_words_token_ids.append(plain)
+            after_space = encode(" " + word)
+            if after_space[0] != plain[0] and len(after_space) == len(plain):
+                self._bad_words_token_ids.append(after_space)
+
+    def verify(
+        self, model_config: ModelConfig, speculative_config: object, structured_outputs_config: object, tokenizer: Any
+    ) -> None:
+        """Checks the fields against a model, as the engine does for every request.
+
+        Args:
+            speculative_config: must be None; there is no speculative decoding.
+            structured_outputs_config: without effect: a constraint on the text is refused anyway.
+            tokenizer: of the model; None where prompts are token ids.
+
+        Raises:
+            UnsupportedFeatureError: a field asks for something that this version of taco cannot do.
+            TacoValidationError: naming the field.
+        """
+        if speculative_config is not None:
+            raise UnsupportedFeatureError(
+                "speculative_config is not supported; leave it None.", parameter="speculative_config"
+            )
+        self.normalise()
+        self.validate_supported()
+        if tokenizer is None:
+            self.check_needs_no_tokenizer()
+        self.check_logprobs(model_config.max_logprobs, model_config.vocab_size)
+        self.check_vocabulary(model_config.vocab_size)
+
+    def check_needs_no_tokenizer(self) -> None:
+        """Raises TacoValidationError if a field is a text that has to be compared with tokens."""
+        for name in ("stop", "bad_words"):
+            if getattr(self, name):
+                raise TacoValidationError(
+                    f"{name} needs a tokenizer, but skip_tokenizer_init is True.",
+                    parameter=name,
+                    value=getattr(self, name),
+                )
+
+    def check_logprobs(self, max_logprobs: int, vocab_size: int) -> None:
+        """Raises TacoValidationError if more log-probabilities are asked for than `max_logprobs`."""
+        given = self.prompt_logprob_token_ids
+        assert given is None or isinstance(given, np.ndarray)
+        for name, what, asked in (
+            ("logprobs", "sample logprobs", self.logprobs),
+            ("prompt_logprobs", "prompt logprobs", self.prompt_logprobs),
+            ("prompt_logprob_token_ids", "prompt_logprob_token_ids", None if given is None else given.shape[1]),
+        ):
+            if asked is None:
+                continue
+            number = vocab_size if asked == -1 else asked
+            if number > max_logprobs:
+                raise TacoValidationError(
+                    f"Cannot request more than {max_logprobs} logprobs. Requested {what} of {number}, which is "
+                    f"greater than max allowed: {max_logprobs}. Pass a larger max_logprobs to LLM.",
+                    parameter=name,
+                    value=asked,
+                )
+
+    def check_vocabulary(self, vocab_size: int, with_stop_token_ids: bool = True) -> None:
+        """Raises TacoValidationError if a field has a token id that is not below `vocab_size`."""
+        for name in _TOKEN_ID_FIELDS:
+            value = getattr(self, name)
+            if value and (with_stop_token_ids or name != "stop_token_ids"):
+                require_in_vocabulary(name, value, vocab_size)
+        if self.prompt_logprob_token_ids is not None:
+            scored = np.unique(self.prompt_logprob_token_ids).tolist()
+            scored = scored[1:] if scored[0] == -1 else scored
+            require_in_vocabulary("prompt_logprob_token_ids", scored, vocab_size)
 
     @property
     def sampling_type(self) -> SamplingType:
@@ -704,6 +818,18 @@ class SamplingParams(_WithStructFields):
             if isinstance(value, np.ndarray) or value != default:
                 shown.append(name)
         return f"SamplingParams({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+
+def require_in_vocabulary(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Raises TacoValidationError, which names the parameter, if one of `token_ids` is not below `vocab_size`."""
+    bad = [token for token in token_ids if not 0 <= token < vocab_size]
+    if bad:
+        raise TacoValidationError(
+            f"token_id {bad[0]} in {name} contains out-of-vocab token id: ids must be in [0, {vocab_size}), "
+            f"got {bad[:_NUM_SHOWN]}.",
+            parameter=name,
+            value=bad[0],
+        )
 
 
 def _int_of_text(token_id: Any) -> Any:
@@ -831,6 +957,14 @@ _NONE_IS_DEFAULT = (
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
+)
+_NUM_SHOWN = 5  # offending token ids in a message
+_TOKEN_ID_FIELDS = (
+    "logit_bias",
+    "allowed_token_ids",
+    "stop_token_ids",
+    "logprob_token_ids",
+    "trace_decode_token_ids",
 )
 _NOT_WITH_BEAM_SEARCH = ("logprob_token_ids", "repetition_detection")
 _CONTAINER_FIELDS = (

@@ -34,7 +34,8 @@ _OUTPUTS = {
     "EmbeddingOutput ClassificationRequestOutput ClassificationOutput ScoringRequestOutput ScoringOutput"
 }
 _LOGPROBS = {"taco.logprobs": "Logprob PromptLogprobs SampleLogprobs"}
-_BEAMS = {"taco.outputs": "BeamSearchSequence BeamSearchOutput"}
+_CHAT_MESSAGE = {"taco.entrypoints.chat": "ConversationMessage"}
+_BEAMS = {"taco.outputs": "BeamSearchSequence BeamSearchOutput BeamSearchInstance"}
 _PROMPTS = {
     "taco.inputs": "TextPrompt TokensPrompt EmbedsPrompt DataPrompt ExplicitEncoderDecoderPrompt SingletonPrompt "
     "PromptType"
@@ -78,10 +79,15 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.engine.async_llm_engine": _ASYNC_ENGINE,
     "vllm.engine.llm_engine": _ENGINE,
     "vllm.entrypoints": {},
+    "vllm.entrypoints.chat_utils": _CHAT_MESSAGE,
     "vllm.entrypoints.generate": {},
     "vllm.entrypoints.generate.beam_search": {},
     "vllm.entrypoints.generate.beam_search.utils": _BEAMS,
     "vllm.entrypoints.llm": {"taco.entrypoints.llm": "LLM"},
+    "vllm.entrypoints.pooling": {},
+    "vllm.entrypoints.pooling.offline": {"taco.entrypoints.pooling": "PoolingOfflineMixin=PoolingMixin"},
+    "vllm.entrypoints.rl": {},
+    "vllm.entrypoints.rl.offline": {"taco.entrypoints.control": "RLOfflineMixin=ControlMixin"},
     "vllm.exceptions": {
         "taco.errors": "VLLMError=TacoError VLLMClientError=TacoValidationError VLLMServerError=EngineError "
         "VLLMValidationError=TacoValidationError"
@@ -95,9 +101,11 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.model_executor": {},
     "vllm.model_executor.models": {"taco.entrypoints.vllm_functions": "ModelRegistry"},
     "vllm.model_executor.models.registry": {"taco.entrypoints.vllm_functions": "ModelRegistry _ModelRegistry"},
-    "vllm.outputs": _OUTPUTS,
+    "vllm.outputs": {"taco.outputs": _OUTPUTS["taco.outputs"] + " SamplingMask WeightVersionSpan"},
     "vllm.pooling_params": {"taco.pooling_params": "PoolingParams LateInteractionParams LateChunkingParams"},
     "vllm.renderers": {},
+    "vllm.renderers.chat_utils": _CHAT_MESSAGE,
+    "vllm.renderers.chat_utils.types": _CHAT_MESSAGE,
     "vllm.renderers.hf": {"taco.entrypoints.vllm_functions": "resolve_chat_template"},
     "vllm.sampling_params": _SAMPLING,
     "vllm.sequence": {**_LOGPROBS, "taco.outputs": "RequestMetrics"},
@@ -114,6 +122,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.v1.engine.async_llm": _ASYNC_ENGINE,
     "vllm.v1.engine.llm_engine": _ENGINE,
     "vllm.v1.metrics": {},
+    "vllm.v1.metrics.stats": {"taco.outputs": "RequestStateStats"},
     "vllm.v1.metrics.reader": {"taco.engine.metrics": "Metric Counter Gauge Histogram Vector"},
     "vllm.version": {},
 }

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taco.errors import TacoValidationError
 from taco.logprobs import FlatLogprobs, Logprob
-from taco.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, RequestMetrics, RequestOutput
+from taco.outputs import (
+    BeamSearchInstance,
+    BeamSearchOutput,
+    BeamSearchSequence,
+    CompletionOutput,
+    RequestMetrics,
+    RequestOutput,
+)
 
 
 def output(completions: list[CompletionOutput], finished: bool = False, **others: Any) -> RequestOutput:
@@ -126,3 +134,21 @@ def test_beam_search_sequences_need_only_tokens_and_logprobs() -> None:
     sequence = BeamSearchSequence([1, 2], [{2: Logprob(-0.5)}])
     assert (sequence.cum_logprob, sequence.text, sequence.finish_reason) == (0.0, None, None)
     assert BeamSearchOutput([sequence]).sequences == [sequence]
+
+
+def test_beam_search_sequences_can_be_continued() -> None:
+    sequence = BeamSearchSequence([1, 2], [], orig_prompt={"prompt": "a", "cache_salt": "s"})
+    assert sequence.get_prompt() == {"prompt_token_ids": [1, 2], "cache_salt": "s"}
+    assert sequence.get_prompt()["prompt_token_ids"] is not sequence.tokens
+    assert BeamSearchSequence([1], [], orig_prompt="a").get_prompt() == {"prompt_token_ids": [1]}
+
+
+def test_a_search_begins_with_the_prompt() -> None:
+    older = BeamSearchInstance([1, 2])
+    newer = BeamSearchInstance(prompt={"prompt_token_ids": [1, 2]}, priority=3, cum_logprob=-1.0)
+    [first], [second] = older.beams, newer.beams
+    assert first.tokens == second.tokens == [1, 2] and first.logprobs == older.completed == []
+    assert (newer.priority, second.cum_logprob, second.get_prompt()) == (3, -1.0, {"prompt_token_ids": [1, 2]})
+    for wrong in ({}, {"prompt": "text"}, {"prompt_tokens": [1], "prompt": [1]}):
+        with pytest.raises(TacoValidationError, match="prompt"):
+            BeamSearchInstance(**wrong)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from taco.config import PoolerSettings
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.pooling_params import LateChunkingParams, LateInteractionParams, PoolerConfig, PoolingParams
 from taco.sampling_params import ParameterTypeError, RequestOutputKind
+from tests.fake_engine import make_config
 
 
 def test_canonical_form_and_copies() -> None:
@@ -92,3 +95,29 @@ def test_config_from_other_forms() -> None:
     assert PoolerConfig.from_mapping(SimpleNamespace(pooling_type="CLS", normalize=True)) == expected
     with pytest.raises(TacoValidationError, match="has no pool"):
         PoolerConfig.from_mapping({"pool": 1})
+
+
+def test_types_of_pooling_that_are_left_to_the_model() -> None:
+    config = PoolerConfig(pooling_type="cls")
+    assert config.get_seq_pooling_type() == "CLS"
+    with pytest.raises(TacoValidationError, match="tok_pooling_type is not given"):
+        config.get_tok_pooling_type()
+
+
+def test_equal_configs_have_equal_hashes() -> None:
+    config = PoolerConfig(pooling_type="CLS", returned_token_ids=[1, 2])
+    assert config.compute_hash() == PoolerConfig(pooling_type="cls", returned_token_ids=[1, 2]).compute_hash()
+    assert config.compute_hash() != PoolerConfig(pooling_type="CLS", returned_token_ids=[1]).compute_hash()
+
+
+def test_verifying_fills_in_what_the_model_decides() -> None:
+    settings = PoolerSettings(tasks=("embed",), seq_pooling_type="LAST", use_activation=False, dimensions=4)
+    model = dataclasses.replace(make_config().model_config, pooler_config=settings)
+    params = PoolingParams()
+    params.verify(model)
+    assert (params.task, params.use_activation, params.dimensions) == ("embed", False, 4)
+    for wrong in (PoolingParams(task="classify"), PoolingParams(dimensions=2), PoolingParams(step_tag_id=1)):
+        with pytest.raises(TacoValidationError):
+            wrong.verify(model)
+    with pytest.raises(TacoValidationError, match="generates text"):
+        PoolingParams().verify(make_config().model_config)

@@ -21,6 +21,7 @@ from taco.sampling_params import (
     SamplingType,
     StructuredOutputsParams,
 )
+from tests.fake_engine import make_config
 
 BEAMS: dict[str, Any] = {"use_beam_search": True, "n": 2, "temperature": 0}
 
@@ -539,3 +540,41 @@ def test_ordinary_parameters_do_not_warn() -> None:
         warnings.simplefilter("error")
         SamplingParams(temperature=0.01)
         SamplingParams(temperature=0)
+
+
+def test_eos_token_under_either_name() -> None:
+    older, newer = SamplingParams(), SamplingParams()
+    older.update_from_generation_config({"eos_token_id": [1, 2]}, model_eos_token_id=1)
+    newer.update_from_generation_config({"eos_token_id": [1, 2]}, eos_token_id=1)
+    assert older == newer and newer.eos_token_id == 1
+    with pytest.raises(TacoValidationError, match="two names"):
+        newer.update_from_generation_config({}, 1, eos_token_id=1)
+
+
+def test_bad_words_get_their_token_ids_from_the_tokenizer() -> None:
+    def tokenizer(texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        assert options["add_special_tokens"] is False
+        return {"input_ids": [{"a": [1], " a": [2], "bc": [3, 4], " bc": [5]}[text] for text in texts]}
+
+    params = SamplingParams(bad_words=["a", " bc"])
+    params.update_from_tokenizer(tokenizer)
+    assert params.bad_words_token_ids == [[1], [2], [3, 4]]
+    SamplingParams().update_from_tokenizer(None)
+
+
+def test_verifying_compares_with_the_model() -> None:
+    model = make_config().model_config
+    SamplingParams(allowed_token_ids=[model.vocab_size - 1], logprobs=model.max_logprobs).verify(
+        model, None, None, None
+    )
+    for wrong in (
+        SamplingParams(allowed_token_ids=[model.vocab_size]),
+        SamplingParams(logprobs=model.max_logprobs + 1),
+        SamplingParams(stop="a"),
+        SamplingParams(thinking_token_budget=1),
+    ):
+        with pytest.raises(TacoValidationError):
+            wrong.verify(model, None, None, None)
+    SamplingParams(stop="a").verify(model, None, None, object())
+    with pytest.raises(TacoValidationError, match="speculative_config"):
+        SamplingParams().verify(model, object(), None, None)

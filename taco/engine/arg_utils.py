@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from taco.models.loader.source import ModelSource
+    from taco.usage_context import UsageContext
 
 logger = logging.getLogger(__name__)
 
@@ -934,6 +935,32 @@ class EngineArgs:
         """Arguments from a parsed command line; fields without an attribute in `args` keep their defaults."""
         return cls(**{name: getattr(args, name) for name, _, _ in _table(cls) if hasattr(args, name)})
 
+    def create_engine_config(self, usage_context: UsageContext | None = None, headless: bool = False) -> TacoConfig:
+        """`create_config`, under vLLM's name.
+
+        Args:
+            usage_context: accepted and without effect: taco reports its use to nobody.
+            headless: must be False: there are no nodes without an engine of their own.
+        """
+        if headless:
+            raise UnsupportedFeatureError("headless is not supported; leave it out.", parameter="headless", value=True)
+        return self.create_config()
+
+    def create_model_config(self) -> ModelConfig:
+        """The part of `create_config` that describes the model."""
+        return self.create_config().model_config
+
+    def create_load_config(self) -> LoadConfig:
+        """The part of `create_config` that says how weights are loaded; the model is not looked for.
+
+        Raises:
+            TacoValidationError: as by `create_config`, as far as arguments are wrong by themselves.
+        """
+        problems = _Problems()
+        args = self._checked(problems)
+        problems.raise_all()
+        return args._load_config()
+
     def create_config(self) -> TacoConfig:
         """Check every argument, find the model and resolve what depends on it.
 
@@ -1059,11 +1086,7 @@ class EngineArgs:
                 long_prefill_token_threshold=args.long_prefill_token_threshold,
             ),
             device_config=DeviceConfig(device=device),
-            load_config=LoadConfig(
-                load_format=args.load_format,
-                download_dir=args.download_dir,
-                ignore_patterns=tuple(args.ignore_patterns or ()),
-            ),
+            load_config=args._load_config(),
             parallel_config=ParallelConfig(
                 tensor_parallel_size=args.tensor_parallel_size,
                 pipeline_parallel_size=args.pipeline_parallel_size,
@@ -1083,6 +1106,13 @@ class EngineArgs:
             with problems.collecting():
                 values[name] = treatment.check(name, getattr(self, name), field.default)
         return type(self)(**values)
+
+    def _load_config(self) -> LoadConfig:
+        return LoadConfig(
+            load_format=self.load_format,
+            download_dir=self.download_dir,
+            ignore_patterns=tuple(self.ignore_patterns or ()),
+        )
 
     def _find_model(self) -> tuple[ModelSource, PretrainedConfig]:
         """Where the weights are on this machine, after a download if need be, and the config of the model."""
@@ -1132,6 +1162,16 @@ class AsyncEngineArgs(EngineArgs):
 
     disable_log_requests: bool = immaterial(False, "requests are never logged", obsolete=True)
     enable_log_requests: bool = not_built(False, "logging of every request")
+
+    @classmethod
+    def add_cli_args(cls, parser: argparse.ArgumentParser, async_args_only: bool = False) -> argparse.ArgumentParser:
+        """As `EngineArgs.add_cli_args`.
+
+        Args:
+            async_args_only: add none of the flags of `EngineArgs`, which leaves none at all: what this class adds to
+                it is not implemented.
+        """
+        return parser if async_args_only else super().add_cli_args(parser)
 
 
 def treatment_of(field: dataclasses.Field[Any]) -> Treatment:

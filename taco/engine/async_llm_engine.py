@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import queue
 import threading
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from taco.pooling_params import PoolingParams
     from taco.sampling_params import SamplingParams
 
+_DRAIN_INTERVAL_S = 0.02
+
 
 class _Stream:
     """What one request produces, on its way to the coroutine that consumes it."""
 
-    def __init__(self, request_id: str, params: SamplingParams | PoolingParams) -> None:
+    def __init__(self, request_id: str, params: SamplingParams | PoolingParams | None) -> None:
         self.request_id = request_id
         self.loop = asyncio.get_running_loop()
         # An output that holds all tokens so far makes the ones before it superfluous.
@@ -298,7 +301,13 @@ class AsyncLLMEngine:
         prompt_adapter_request: object = None,
         priority: int = 0,
         *,
+        prompt_text: str | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        data_parallel_rank: int | None = None,
+        session_id: str | None = None,
+        kv_hints: object = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generates completions for a prompt, and yields them as they grow.
 
@@ -313,6 +322,8 @@ class AsyncLLMEngine:
             lora_request, trace_headers, prompt_adapter_request: must be None.
             priority: smaller runs earlier under scheduling_policy="priority".
             tokenization_kwargs: see `LLM.generate`.
+            prompt_text, data_parallel_rank, session_id, kv_hints, reasoning_ended, reasoning_parser_kwargs: see
+                `LLMEngine.add_request`.
 
         Raises:
             TacoValidationError: the request is not valid; others are not affected.
@@ -324,7 +335,13 @@ class AsyncLLMEngine:
             "trace_headers": trace_headers,
             "prompt_adapter_request": prompt_adapter_request,
             "priority": priority,
+            "prompt_text": prompt_text,
             "tokenization_kwargs": tokenization_kwargs,
+            "data_parallel_rank": data_parallel_rank,
+            "session_id": session_id,
+            "kv_hints": kv_hints,
+            "reasoning_ended": reasoning_ended,
+            "reasoning_parser_kwargs": reasoning_parser_kwargs,
         }
         return self._outputs(request_id, prompt, sampling_params, options)
 
@@ -337,6 +354,7 @@ class AsyncLLMEngine:
         trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        reasoning_ended: bool | None = None,
     ) -> AsyncGenerator[PoolingRequestOutput[Any], None]:
         """Pools the hidden states of a prompt, and yields the one result; arguments and errors as for `generate`."""
         options = {
@@ -344,23 +362,31 @@ class AsyncLLMEngine:
             "trace_headers": trace_headers,
             "priority": priority,
             "tokenization_kwargs": tokenization_kwargs,
+            "reasoning_ended": reasoning_ended,
         }
         return self._outputs(request_id, prompt, pooling_params, options)
 
     async def add_request(
         self,
         request_id: str,
-        prompt: Any,
-        params: SamplingParams | PoolingParams,
+        prompt: Any = None,
+        params: SamplingParams | PoolingParams | None = None,
         arrival_time: float | None = None,
         lora_request: object = None,
         trace_headers: Mapping[str, str] | None = None,
         prompt_adapter_request: object = None,
         priority: int = 0,
         *,
+        inputs: Any = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        data_parallel_rank: int | None = None,
+        session_id: str | None = None,
+        prompt_text: str | None = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: Mapping[str, Any] | None = None,
+        kv_hints: object = None,
     ) -> AsyncGenerator[Any, None]:
-        """The iterator of `generate` or `encode`.
+        """The iterator of `generate` or `encode`; arguments as for `LLMEngine.add_request`.
 
         Args:
             arrival_time: seconds since the epoch; when the request begins if None.
@@ -371,12 +397,19 @@ class AsyncLLMEngine:
             "trace_headers": trace_headers,
             "prompt_adapter_request": prompt_adapter_request,
             "priority": priority,
+            "inputs": inputs,
             "tokenization_kwargs": tokenization_kwargs,
+            "data_parallel_rank": data_parallel_rank,
+            "session_id": session_id,
+            "prompt_text": prompt_text,
+            "reasoning_ended": reasoning_ended,
+            "reasoning_parser_kwargs": reasoning_parser_kwargs,
+            "kv_hints": kv_hints,
         }
         return self._outputs(request_id, prompt, params, options)
 
     async def _outputs(
-        self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, options: Mapping[str, Any]
+        self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams | None, options: Mapping[str, Any]
     ) -> AsyncGenerator[Any, None]:
         stream = _Stream(request_id, params)
         thread = self._thread
@@ -406,6 +439,21 @@ class AsyncLLMEngine:
     def get_num_unfinished_requests(self) -> int:
         """Requests whose last output has not been handed to their consumer."""
         return self._thread.engine.get_num_unfinished_requests()
+
+    async def wait_for_requests_to_drain(self, drain_timeout: float = 300) -> None:
+        """Waits until no request is under way.
+
+        Args:
+            drain_timeout: longest wait, in seconds.
+
+        Raises:
+            TimeoutError: requests are still under way.
+        """
+        end = time.monotonic() + drain_timeout
+        while num_unfinished := self.get_num_unfinished_requests():
+            if time.monotonic() >= end:
+                raise TimeoutError(f"{num_unfinished} requests are still under way after {drain_timeout} s.")
+            await asyncio.sleep(_DRAIN_INTERVAL_S)
 
     # State
 

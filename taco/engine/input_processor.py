@@ -17,29 +17,21 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
-import numpy as np
-
 from taco.config import TacoConfig
 from taco.engine.beam_search import BeamOptions
 from taco.engine.parallel_sampling import child_ids, child_seeds, without_prompt_logprobs
 from taco.errors import TacoError, TacoValidationError, UnsupportedFeatureError
 from taco.inputs import ParsedPrompt, parse_prompt
 from taco.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from taco.pooling_params import PoolingParams
 from taco.random_keys import row_seed
 from taco.request import Request
-from taco.sampling_params import ParameterTypeError, RequestOutputKind, SamplingParams
+from taco.sampling_params import ParameterTypeError, RequestOutputKind, SamplingParams, require_in_vocabulary
 
 logger = logging.getLogger(__name__)
 
 _NUM_SHOWN = 5  # offending values in a message
 _MAX_CACHED_PARAMS = 4096
-_TOKEN_ID_FIELDS = (
-    "logit_bias",
-    "allowed_token_ids",
-    "stop_token_ids",
-    "logprob_token_ids",
-    "trace_decode_token_ids",
-)
 
 
 @dataclass(slots=True)
@@ -182,7 +174,7 @@ class InputProcessor:
         self,
         request_id: str,
         prompt: object,
-        params: SamplingParams | None,
+        params: SamplingParams | PoolingParams | None,
         *,
         arrival_time: float | None = None,
         priority: int = 0,
@@ -223,7 +215,7 @@ class InputProcessor:
         self,
         request_ids: Sequence[str],
         prompts: Sequence[object],
-        params: Sequence[SamplingParams | None],
+        params: Sequence[SamplingParams | PoolingParams | None],
         *,
         priorities: Sequence[int] | None = None,
         lora_requests: Sequence[object] | None = None,
@@ -610,18 +602,14 @@ class InputProcessor:
         if params.trace_decode_token_ids is not None:
             params.follow_trace()
         if self.tokenizer is None:
-            for name in ("stop", "bad_words"):
-                if getattr(params, name):
-                    raise TacoValidationError(
-                        f"{name} needs a tokenizer, but skip_tokenizer_init is True.",
-                        parameter=name,
-                        value=getattr(params, name),
-                    )
+            params.check_needs_no_tokenizer()
             params.detokenize = False
-        self._check_logprobs(params)
-        self._check_vocabulary(params)
-        if params.bad_words:
-            params._bad_words_token_ids = self._bad_words_token_ids(params.bad_words)
+        params.check_logprobs(self.config.model_config.max_logprobs, self._vocab_size)
+        # Where they are not checked, a token that does not exist is never drawn.
+        params.check_vocabulary(self._vocab_size, with_stop_token_ids=self._behaviour.checks_stop_token_ids)
+        params.update_from_tokenizer(self.tokenizer)
+        for sequence in params.bad_words_token_ids or ():
+            require_in_vocabulary("bad_words", sequence, self._vocab_size)
         params.update_from_generation_config(dict(self.config.model_config.generation_config), self._eos_token_id)
         params._all_stop_token_ids = {token for token in params._all_stop_token_ids if 0 <= token < self._vocab_size}
         num_returned = params.n if params._real_n is None else params._real_n
@@ -669,65 +657,6 @@ class InputProcessor:
             num_candidates=min(max(2 * width, num_best), self._vocab_size),
             keeps_candidates=num_logprobs is not None,
         )
-
-    def _check_logprobs(self, params: SamplingParams) -> None:
-        most = self.config.model_config.max_logprobs
-        given = params.prompt_logprob_token_ids
-        assert given is None or isinstance(given, np.ndarray)
-        for name, what, asked in (
-            ("logprobs", "sample logprobs", params.logprobs),
-            ("prompt_logprobs", "prompt logprobs", params.prompt_logprobs),
-            ("prompt_logprob_token_ids", "prompt_logprob_token_ids", None if given is None else given.shape[1]),
-        ):
-            if asked is None:
-                continue
-            number = self._vocab_size if asked == -1 else asked
-            if number > most:
-                raise TacoValidationError(
-                    f"Cannot request more than {most} logprobs. Requested {what} of {number}, which is "
-                    f"greater than max allowed: {most}. Pass a larger max_logprobs to LLM.",
-                    parameter=name,
-                    value=asked,
-                )
-
-    def _check_vocabulary(self, params: SamplingParams) -> None:
-        for name in _TOKEN_ID_FIELDS:
-            if name == "stop_token_ids" and not self._behaviour.checks_stop_token_ids:
-                continue  # a token that does not exist is never drawn
-            value = getattr(params, name)
-            if value:
-                self._require_in_vocabulary(name, value)
-        if params.prompt_logprob_token_ids is not None:
-            scored = np.unique(params.prompt_logprob_token_ids).tolist()
-            self._require_in_vocabulary("prompt_logprob_token_ids", scored[1:] if scored[0] == -1 else scored)
-
-    def _require_in_vocabulary(self, name: str, token_ids: Sequence[int] | Mapping[int, float]) -> None:
-        bad = [token for token in token_ids if not 0 <= token < self._vocab_size]
-        if bad:
-            raise TacoValidationError(
-                f"token_id {bad[0]} in {name} contains out-of-vocab token id: ids must be in [0, {self._vocab_size}), "
-                f"got {bad[:_NUM_SHOWN]}.",
-                parameter=name,
-                value=bad[0],
-            )
-
-    def _bad_words_token_ids(self, words: Sequence[str]) -> list[list[int]]:
-        """Token ids of each word as the start of a text and, if as many but beginning differently, after a space."""
-        sequences: list[list[int]] = []
-        for word in words:
-            word = word.lstrip()
-            plain = self._call_tokenizer([word], False)[0] if word else []
-            if not plain:
-                raise TacoValidationError(
-                    "bad_words contains a text that has no tokens; remove it.", parameter="bad_words", value=word
-                )
-            after_space = self._call_tokenizer([" " + word], False)[0]
-            sequences.append(plain)
-            if after_space[0] != plain[0] and len(after_space) == len(plain):
-                sequences.append(after_space)
-        for sequence in sequences:
-            self._require_in_vocabulary("bad_words", sequence)
-        return sequences
 
 
 def without_frames(error: TacoValidationError) -> TacoValidationError:

@@ -32,6 +32,7 @@ from taco.usage_context import UsageContext
 if TYPE_CHECKING:
     from taco.outputs import RequestOutput
     from taco.plan import StepPlan
+    from taco.pooling_params import PoolingParams
     from taco.sampling_params import SamplingParams
     from taco.worker.model_runner import PendingStep
 
@@ -140,44 +141,78 @@ class LLMEngine(EngineControl):
     def add_request(
         self,
         request_id: str,
-        prompt: Any,
-        params: SamplingParams,
+        prompt: Any = None,
+        params: SamplingParams | PoolingParams | None = None,
         arrival_time: float | None = None,
         lora_request: object = None,
         trace_headers: Mapping[str, str] | None = None,
         prompt_adapter_request: object = None,
         priority: int = 0,
         *,
+        inputs: Any = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        prompt_text: str | None = None,
+        kv_hints: object = None,
+        data_parallel_rank: int | None = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Enters one request.
 
         Args:
             request_id: must not be in use by an unfinished request.
             prompt: text, token ids or a prompt dictionary.
-            params: `output_kind` decides what `step` returns for it.
+            params: `output_kind` decides what `step` returns for it; None for the model's defaults.
             arrival_time: seconds since the epoch; now if None.
             trace_headers, prompt_adapter_request: must be None; neither exists here.
             priority: smaller runs earlier under scheduling_policy="priority".
+            inputs: an older name of `prompt`.
             tokenization_kwargs: see `LLM.generate`.
+            prompt_text: what `RequestOutput.prompt` shows, in place of the prompt's own text.
+            data_parallel_rank: must be None or 0: there is one engine.
+            session_id, kv_hints, reasoning_ended, reasoning_parser_kwargs: must be None; what they are for does not
+                exist here.
 
         Raises:
             TacoValidationError: the request is not valid; the engine is as before.
         """
-        for name, value in (("trace_headers", trace_headers), ("prompt_adapter_request", prompt_adapter_request)):
+        for name, value in (
+            ("trace_headers", trace_headers),
+            ("prompt_adapter_request", prompt_adapter_request),
+            ("session_id", session_id),
+            ("kv_hints", kv_hints),
+            ("data_parallel_rank", data_parallel_rank or None),
+            ("reasoning_ended", reasoning_ended),
+            ("reasoning_parser_kwargs", reasoning_parser_kwargs),
+        ):
             if value is not None:
-                raise TacoValidationError(f"{name} is not supported; leave it None.", parameter=name)
-        self.add_processed(
-            self.input_processor.process(
-                request_id,
-                prompt,
-                params,
-                arrival_time=arrival_time,
-                priority=priority,
-                lora_request=lora_request,
-                tokenization_kwargs=tokenization_kwargs,
+                raise UnsupportedFeatureError(f"{name} is not supported; leave it None.", parameter=name, value=value)
+        if (prompt is None) == (inputs is None):
+            raise TacoValidationError(
+                "A request needs one prompt: give either prompt or inputs, which is its older name.", parameter="prompt"
             )
+        prompt = inputs if prompt is None else prompt
+        if not isinstance(prompt_text, str | None):
+            raise TacoValidationError(
+                f"prompt_text must be a string or None, but is of type {type(prompt_text).__name__}.",
+                parameter="prompt_text",
+                value=prompt_text,
+            )
+        processed = self.input_processor.process(
+            request_id,
+            prompt,
+            params,
+            arrival_time=arrival_time,
+            priority=priority,
+            lora_request=lora_request,
+            tokenization_kwargs=tokenization_kwargs,
         )
+        if prompt_text is not None:
+            processed.prompt = prompt_text
+            if processed.finished is not None:
+                processed.finished.prompt = prompt_text
+        self.add_processed(processed)
 
     def add_processed(self, processed: ProcessedRequest) -> None:
         """Enters a request that the input processor has made."""
@@ -189,16 +224,28 @@ class LLMEngine(EngineControl):
         for child in processed.children:
             self.scheduler.add(child)
 
-    def abort_request(self, request_id: str | Iterable[str], internal: bool = False) -> None:
+    def abort_request(
+        self,
+        request_id: str | Iterable[str] | None = None,
+        internal: bool = False,
+        *,
+        request_ids: str | Iterable[str] | None = None,
+    ) -> None:
         """Ends requests without an output; ids of finished or unknown requests are left alone.
 
         Args:
             request_id: one or several.
             internal: accepted and without effect: requests have one id, the caller's.
+            request_ids: another name of `request_id`.
         """
-        request_ids = {request_id} if isinstance(request_id, str) else set(request_id)
-        self.abort(request_ids)
-        self._late_outputs = [output for output in self._late_outputs if output.request_id not in request_ids]
+        given = request_ids if request_id is None else request_id
+        if given is None or (request_id is not None and request_ids is not None):
+            raise TacoValidationError(
+                "Give either request_id or request_ids, which are two names of one parameter.", parameter="request_id"
+            )
+        aborted = {given} if isinstance(given, str) else set(given)
+        self.abort(aborted)
+        self._late_outputs = [output for output in self._late_outputs if output.request_id not in aborted]
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """Ends requests and returns what there is of their outputs, which is nothing for pooling models."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from taco.config import PoolerSettings
 from taco.errors import TacoValidationError
-from taco.pooling_params import PoolerConfig
+from taco.pooling_params import PoolerConfig, check_dimensions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -177,31 +177,6 @@ def resolve_pooler(
     if given.dimensions is not None:
         check_dimensions(settings, given.dimensions)
     return settings
-
-
-def check_dimensions(settings: PoolerSettings, dimensions: int) -> None:
-    """Raises TacoValidationError if embeddings of the model cannot be shortened to that many numbers."""
-    allowed = settings.matryoshka_dimensions
-    if allowed is None:
-        raise TacoValidationError(
-            f"dimensions={dimensions}: the model does not support matryoshka representation, so shortened embeddings "
-            'would be poor. If it was trained for it, pass hf_overrides={"is_matryoshka": True} or '
-            '{"matryoshka_dimensions": [...]} to LLM.',
-            parameter="dimensions",
-            value=dimensions,
-        )
-    if allowed and dimensions not in allowed:
-        raise TacoValidationError(
-            f"dimensions={dimensions}: the model supports only {list(allowed)}.",
-            parameter="dimensions",
-            value=dimensions,
-        )
-    if settings.embedding_size is not None and not 1 <= dimensions <= settings.embedding_size:
-        raise TacoValidationError(
-            f"dimensions={dimensions}: must be from 1 to {settings.embedding_size}, the size of the embeddings.",
-            parameter="dimensions",
-            value=dimensions,
-        )
 
 
 def _activation(hf_config: PretrainedConfig, files: SentenceTransformersFiles | None) -> Activation:

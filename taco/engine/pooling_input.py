@@ -16,11 +16,10 @@ from taco.engine.input_processor import (
     TokenizeOptions,
     _Params,
 )
-from taco.engine.pooling_config import check_dimensions
 from taco.errors import TacoError, TacoValidationError
 from taco.inputs import ParsedPrompt, TacoPromptTypeError, parse_prompt
 from taco.outputs import PoolingRequestOutput
-from taco.pooling_params import TASK_PARAMETERS, PoolingParams
+from taco.pooling_params import PoolingParams
 from taco.request import Request
 from taco.sampling_params import ParameterTypeError, RequestOutputKind
 
@@ -200,35 +199,10 @@ class PoolingInputProcessor(InputProcessor):
                 parameter="pooling_params",
                 value=params,
             )
-        settings = self._settings
         params = params.clone()
-        params.normalise()
-        task = params.task = params.task or settings.task
-        if task not in settings.tasks:
-            raise TacoValidationError(
-                f"Unsupported task: {task!r}. Supported tasks: {list(settings.tasks)}. What a model is used for is "
-                "chosen with task= (or runner= and convert=) of LLM.",
-                parameter="task",
-                value=task,
-            )
-        for name in params.all_parameters:
-            value = getattr(params, name)
-            if value is not None and name not in TASK_PARAMETERS[task]:
-                raise TacoValidationError(
-                    f"{name}={value!r} means nothing for the task {task!r}; leave it None.", parameter=name, value=value
-                )
-        if params.use_activation is None:
-            params.use_activation = settings.use_activation
-        if params.dimensions is not None:
-            check_dimensions(settings, params.dimensions)
-        elif task in ("embed", "token_embed"):
-            params.dimensions = settings.dimensions
-        if task == "token_classify":
-            params.step_tag_id = settings.step_tag_id if params.step_tag_id is None else params.step_tag_id
-            if params.returned_token_ids is None and settings.returned_token_ids is not None:
-                params.returned_token_ids = list(settings.returned_token_ids)
+        params.verify(self.config.model_config)
         # What is made of all tokens, or of the first, must see them computed: the cache has their keys only.
-        if self._accumulates(task):
+        if self._accumulates(cast(str, params.task)):
             params.skip_reading_prefix_cache = True
         unused = cast(Any, params)
         return _Params(unused, frozenset(), 1, False, unused)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 
@@ -59,6 +59,23 @@ _TESTS_FOR_NONE = re.compile(r"\bcontent['\"\])]*\s+is\s+(not\s+)?none\b", re.IG
 # What the probing conversations say.
 _PROBE = ("taco asks for this", "and for that")
 _UNREAD = "nobody reads this"
+
+
+class ConversationMessage(TypedDict, total=False):
+    """A message as a chat template reads it: `role` always, the others where there is something to say.
+
+    Keys that are not named here reach the template too.
+    """
+
+    role: str
+    content: str | None | list[dict[str, Any]]
+    tool_call_id: str | None
+    name: str | None
+    tool_calls: Iterable[dict[str, Any]] | None
+    reasoning: str | None
+    reasoning_content: str | None
+    tools: list[dict[str, Any]] | None
+    task: str | None
 
 
 @dataclass(frozen=True)

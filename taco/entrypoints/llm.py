@@ -209,12 +209,17 @@ class LLM(PoolingMixin, ControlMixin):
         self.request_counter = Counter()
         self._enqueued: list[str] = []
         kwargs.setdefault("disable_log_stats", True)
-        self.llm_engine = LLMEngine.from_engine_args(EngineArgs(**named, **kwargs))
+        self.llm_engine = self.get_engine_class().from_engine_args(EngineArgs(**named, **kwargs))
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> LLM:
         """Creates an LLM from the arguments of an engine."""
         return cls(**vars(engine_args))
+
+    @staticmethod
+    def get_engine_class() -> type[LLMEngine]:
+        """The class of `llm_engine`; a subclass of `LLM` may choose its own."""
+        return LLMEngine
 
     # Generation
 

@@ -7,10 +7,11 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from taco.errors import TacoValidationError
-from taco.models.registry import register_model, supported_architectures
+from taco.models.registry import Architecture, find_architecture, register_model, supported_architectures
 from taco.tokenizer.loading import load_tokenizer
 
 
@@ -126,6 +127,40 @@ class _ModelRegistry:
                 )
             model_cls = f"{model_cls.__module__}:{model_cls.__qualname__}"
         register_model(model_arch, model_cls)
+
+    def is_text_generation_model(self, architectures: str | list[str], model_config: object = None) -> bool:
+        """Whether models of that architecture are made to generate text.
+
+        Args:
+            architectures: a name, or the `architectures` of a configuration.
+            model_config: without effect: the names say it.
+
+        Raises:
+            TacoValidationError: none of the names is known.
+        """
+        return _architecture(architectures).use == "generate"
+
+    def is_pooling_model(self, architectures: str | list[str], model_config: object = None) -> bool:
+        """Whether they are made for pooling, which others can do too; arguments as for `is_text_generation_model`."""
+        return _architecture(architectures).use != "generate"
+
+    def is_multimodal_model(self, architectures: str | list[str], model_config: object = None) -> bool:
+        """False; arguments as for `is_text_generation_model`."""
+        _architecture(architectures)
+        return False
+
+
+def _architecture(names: str | list[str]) -> Architecture:
+    names = [names] if isinstance(names, str) else list(names)
+    found = find_architecture(SimpleNamespace(architectures=names)) if names else None
+    if found is None:
+        raise TacoValidationError(
+            f"taco does not know the architecture {' or '.join(names)}; ModelRegistry.get_supported_archs() names "
+            "those it knows.",
+            parameter="architectures",
+            value=names,
+        )
+    return found
 
 
 ModelRegistry = _ModelRegistry()

@@ -931,3 +931,26 @@ def test_rope_arguments_reach_the_config_of_a_real_folder(
     if fields or values:
         assert model_config.hf_config.rope_parameters["rope_theta"] == 7.0
     assert model_config.vocab_size == 50
+
+
+def test_parts_of_the_config_under_their_own_names() -> None:
+    args = EngineArgs("fake", device="cpu", dtype="float32", load_format="dummy", download_dir="/d")
+    config = args.create_config()
+    assert args.create_engine_config() == config
+    assert args.create_model_config() == config.model_config
+    assert args.create_load_config() == config.load_config
+    assert (config.load_config.load_format, config.load_config.download_dir) == ("dummy", "/d")
+    with pytest.raises(UnsupportedFeatureError, match="headless"):
+        args.create_engine_config(headless=True)
+
+
+def test_how_weights_are_loaded_is_known_without_the_model() -> None:
+    assert EngineArgs("/nowhere", load_format="gguf").create_load_config().load_format == "gguf"
+    with pytest.raises(TacoValidationError, match="load_format"):
+        EngineArgs("/nowhere", load_format="magic").create_load_config()
+
+
+def test_flags_of_the_asynchronous_engine_alone_are_none() -> None:
+    parser = AsyncEngineArgs.add_cli_args(argparse.ArgumentParser(), async_args_only=True)
+    assert vars(parser.parse_args([])) == {}
+    assert "max_num_seqs" in vars(AsyncEngineArgs.add_cli_args(argparse.ArgumentParser()).parse_args([]))

@@ -244,6 +244,71 @@ def test_add_request_returns_the_iterator(engine: AsyncLLMEngine, expected: list
     assert run(main()) == expected[2]
 
 
+def test_parameters_of_either_version(engine: AsyncLLMEngine, expected: list[list[int]]) -> None:
+    async def last(outputs: Any) -> Any:
+        return [output async for output in outputs][-1]
+
+    async def main() -> None:
+        older = await last(await engine.add_request("a", inputs={"prompt_token_ids": PROMPTS[2]}, params=greedy()))
+        assert older.outputs[0].token_ids == expected[2] and older.prompt is None
+        newer = await last(engine.generate(PROMPTS[2], greedy(), "b", prompt_text="shown", data_parallel_rank=0))
+        assert newer.outputs[0].token_ids == expected[2] and newer.prompt == "shown"
+        too_long = await last(engine.generate([5] * 10_000, greedy(), "b", prompt_text="shown"))
+        assert not too_long.outputs[0].token_ids and too_long.prompt == "shown"
+        options: dict[str, Any] = {
+            "data_parallel_rank": 1,
+            "session_id": "s",
+            "kv_hints": {},
+            "reasoning_ended": False,
+            "reasoning_parser_kwargs": {},
+        }
+        for name, value in options.items():
+            with pytest.raises(UnsupportedFeatureError, match=name):
+                await last(engine.generate(PROMPTS[2], greedy(), "c", **{name: value}))
+            with pytest.raises(UnsupportedFeatureError, match=name):
+                await last(await engine.add_request("c", PROMPTS[2], greedy(), **{name: value}))
+        with pytest.raises(UnsupportedFeatureError, match="reasoning_ended"):
+            await last(engine.encode(PROMPTS[2], PoolingParams(), "c", reasoning_ended=True))
+
+    run(main())
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": [1], "inputs": [1]}, {"prompt": [1], "prompt_text": 1}])
+def test_a_request_has_one_prompt(engine: AsyncLLMEngine, options: dict[str, Any]) -> None:
+    with pytest.raises(TacoValidationError, match="prompt"):
+        engine.engine.add_request("a", params=greedy(), **options)
+    assert not engine.engine.has_unfinished_requests()
+
+
+def test_requests_are_aborted_by_either_name(engine: AsyncLLMEngine) -> None:
+    inner = engine.engine
+    for request_id in "abc":
+        inner.add_request(request_id, {"prompt_token_ids": [5]}, greedy())
+    inner.abort_request(request_id="a")
+    inner.abort_request(request_ids=["b"])
+    assert inner.get_num_unfinished_requests() == 1
+    for wrong in ({}, {"request_id": "c", "request_ids": ["c"]}):
+        with pytest.raises(TacoValidationError, match="request_ids"):
+            inner.abort_request(**wrong)  # type: ignore[arg-type]
+    inner.abort_request("c")
+    assert not inner.has_unfinished_requests()
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_engine_can_be_drained(engine: AsyncLLMEngine) -> None:
+    async def main() -> None:
+        await engine.wait_for_requests_to_drain(0)
+        request = asyncio.ensure_future(consume(engine, 1, greedy(60)))
+        await until(lambda: engine.get_num_unfinished_requests() == 1)
+        with pytest.raises(TimeoutError, match="1 requests"):
+            await engine.wait_for_requests_to_drain(0)
+        await engine.wait_for_requests_to_drain()
+        assert engine.get_num_unfinished_requests() == 0
+        assert len(await request) == 60
+
+    run(main())
+
+
 def test_pooling_models_encode(make: Make, tiny_llama_path: Path) -> None:  # noqa: F811
     engine = make(task="embed")
 

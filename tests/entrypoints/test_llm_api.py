@@ -63,6 +63,24 @@ def texts(outputs: list[RequestOutput]) -> list[str]:
 # Construction
 
 
+def test_a_subclass_may_choose_the_class_of_the_engine(llm: LLM) -> None:
+    made: list[EngineArgs] = []
+
+    class Engine(llm_module.LLMEngine):
+        @classmethod
+        def from_engine_args(cls, engine_args: EngineArgs, *args: Any, **kwargs: Any) -> Any:
+            made.append(engine_args)
+            return llm.llm_engine
+
+    class Mine(LLM):
+        @staticmethod
+        def get_engine_class() -> type[llm_module.LLMEngine]:
+            return Engine
+
+    assert LLM.get_engine_class() is llm_module.LLMEngine
+    assert Mine("other").llm_engine is llm.llm_engine and made[0].model == "other"
+
+
 def given_to_engine(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any) -> EngineArgs:
     seen: list[EngineArgs] = []
     monkeypatch.setattr(llm_module.LLMEngine, "from_engine_args", lambda args: seen.append(args) or fake())

@@ -68,3 +68,14 @@ def test_models_are_listed_and_registered(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_model_class_of_vllm_is_refused() -> None:
     with pytest.raises(TacoValidationError, match="Namespace is not one of taco's model classes"):
         ModelRegistry.register_model("Foreign", argparse.Namespace)
+
+
+def test_the_registry_says_what_architectures_are_made_for() -> None:
+    registry = vllm_functions.ModelRegistry
+    assert registry.is_text_generation_model("LlamaForCausalLM")
+    assert not registry.is_pooling_model(["Unknown", "LlamaForCausalLM"], None)
+    assert registry.is_pooling_model(["BertModel"]) and not registry.is_text_generation_model(["BertModel"])
+    assert not registry.is_multimodal_model("LlamaForCausalLM")
+    for unknown in ("Unknown", []):
+        with pytest.raises(TacoValidationError, match="does not know"):
+            registry.is_multimodal_model(unknown)
