@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,14 +82,36 @@ def median_time(function: Callable[[], object], repeats: int = 15) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Date and versions, the head of a result file."""
-    found = {"date": str(date.today()), "taco": __version__, "torch": torch.__version__}
-    found["transformers"] = transformers.__version__
+    """Date, commit, processor and versions, the head of a result file."""
+    found = {"date": str(date.today()), "commit": commit(), "processor": processor()}
+    found |= {"taco": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     try:
         found["triton"] = version("triton")
     except PackageNotFoundError:
         pass
     return found
+
+
+def commit() -> str:
+    """The commit that runs, with "-dirty" where files differ from it; "unknown" outside of a repository."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        folder = Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def processor() -> str:
+    """Name of the processor with its family and model, as the system gives them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    found = {name.strip(): value.strip() for name, value in found.items()}
+    name = found.get("model name", platform.machine())
+    return f"{name}, family {found['cpu family']}, model {found['model']}" if "cpu family" in found else name
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import time
@@ -28,7 +27,17 @@ from typing import Any
 
 import torch
 import transformers
-from common import english, median_time, num_parameters, run_taco, run_transformers, timed_parts, versions
+from common import (
+    commit,
+    english,
+    median_time,
+    num_parameters,
+    processor,
+    run_taco,
+    run_transformers,
+    timed_parts,
+    versions,
+)
 
 from taco import LLM, __version__
 from taco.entrypoints.demo_model import packaged_model
@@ -146,7 +155,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     bandwidth, peak = machine_limits(dtype)
     print(
-        f"{platform.processor() or platform.machine()}, {args.threads} threads, {date.today()}; taco {__version__}, "
+        f"{processor()}, {args.threads} threads, {date.today()}; taco {__version__} ({commit()}), "
         f"torch {torch.__version__}, transformers {transformers.__version__}; {Path(model).name} in {args.dtype}\n"
         f"memory {bandwidth / 1e9:.1f} GB/s, products {peak / 1e9:.0f} GFLOP/s; "
         + ", ".join(f"{engine.name} loaded in {engine.load_s:.1f} s" for engine in engines)
