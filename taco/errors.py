@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class TacoError(Exception):
@@ -73,3 +74,15 @@ class ProfilerAlreadyActiveError(EngineError):
 
 class StatsDisabledError(TacoValidationError, AssertionError):
     """Metrics were asked for that the engine does not count. vLLM fails an assertion there."""
+
+
+def unknown_arguments(function: str, unknown: Iterable[str], known: Sequence[str]) -> str:
+    """What to say of keyword arguments that a function does not have: each with the known name next to it, if any."""
+    names = list(unknown)
+    shown = []
+    for name in names:
+        close = difflib.get_close_matches(name, known, n=1)
+        shown.append(f"{name!r}; did you mean {close[0]!r}?" if close else repr(name))
+    if len(names) == 1:
+        return f"{function}() got an unexpected keyword argument {shown[0]}"
+    return f"{function}() got unexpected keyword arguments:\n  " + "\n  ".join(shown)

@@ -7,6 +7,7 @@ and `no_repeat_ngram_size` of TACO-LLM.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 import numbers
@@ -15,14 +16,16 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.errors import TacoValidationError, UnsupportedFeatureError, unknown_arguments
 
 if TYPE_CHECKING:
     from taco.config import ModelConfig
+
+T = TypeVar("T")
 
 MAX_N_SEQUENCES = 16384  # largest n, best_of and beam width
 MAX_LOGPROB_TOKEN_IDS = 128
@@ -216,6 +219,23 @@ class _WithStructFields:
         cls.__struct_fields__ = (*cls.__struct_fields__, *cls.__annotations__)
 
 
+def _suggests_names(cls: type[T]) -> type[T]:
+    """Makes the constructor of a dataclass answer unknown names with known ones; its signature stays."""
+    init: Callable[..., None] = cls.__init__
+    known = list(inspect.signature(init).parameters)[1:]
+    public = [name for name in known if not name.startswith("_")]
+
+    @functools.wraps(init)
+    def checked_init(self: T, *args: Any, **kwargs: Any) -> None:
+        if unknown := [name for name in kwargs if name not in known]:
+            raise ParameterTypeError(unknown_arguments(cls.__name__, unknown, public), parameter=unknown[0])
+        init(self, *args, **kwargs)
+
+    cls.__init__ = checked_init  # type: ignore[assignment]
+    return cls
+
+
+@_suggests_names
 @dataclass(repr=False)
 class SamplingParams(_WithStructFields):
     """How the completions of one prompt are generated. Use keywords: positional orders differ between versions.
@@ -375,7 +395,7 @@ class SamplingParams(_WithStructFields):
             warnings.warn(
                 f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where logits overflow; it was raised to "
                 f"{MIN_TEMPERATURE}. Use temperature=0 for greedy sampling.",
-                stacklevel=3,
+                stacklevel=4,
             )
             self.temperature = MIN_TEMPERATURE
         if self.temperature < GREEDY_TEMPERATURE and not self.use_beam_search:
@@ -1020,6 +1040,7 @@ SamplingParams.from_optional.__signature__ = inspect.Signature(  # type: ignore[
 )
 
 
+@_suggests_names
 @dataclass
 class BeamSearchParams(_WithStructFields):
     """Parameters of `LLM.beam_search`.

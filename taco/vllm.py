@@ -9,6 +9,8 @@ vllm anew, and needs a `taco.vllm_alias.install()` of its own.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import os
 import runpy
 import sys
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs a program to its end as `__main__`, with its own `sys.argv` and `sys.path[0]`.
 
     Raises:
-        TacoValidationError: it is not said what to run, or there is no such file.
+        TacoValidationError: it is not said what to run, or there is no such file or module.
     """
     program = args.module or args.code or args.script
     if not program:
@@ -49,10 +51,13 @@ def run(args: argparse.Namespace) -> int:
     if program is args.script and not Path(program[0]).exists():
         raise TacoValidationError(f"There is no file {program[0]!r}.")
     vllm_alias.install(args.vllm_version)
+    problem = ""
     try:
         if args.module:
             _enter(program, os.getcwd())
-            runpy.run_module(program[0], run_name="__main__", alter_sys=True)
+            problem = _module_problem(program[0])
+            if not problem:
+                runpy.run_module(program[0], run_name="__main__", alter_sys=True)
         elif args.code:
             _enter(["-c", *program[1:]], "")
             main_module = ModuleType("__main__")
@@ -65,7 +70,32 @@ def run(args: argparse.Namespace) -> int:
         # An error of the program: with its traceback, unlike an error of this command.
         traceback.print_exc()
         return 1
+    if problem:
+        raise TacoValidationError(problem)
     return 0
+
+
+def _module_problem(name: str) -> str:
+    """Why `python -m name` would find nothing to run; empty if it would. Packages above the module are imported."""
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None and not _is_alias(name):
+            spec = importlib.util.find_spec(f"{name}.__main__")
+            if spec is None:
+                return f"{name!r} is a package without a __main__ module, which cannot be run."
+        elif spec is not None and _is_alias(name):
+            importlib.import_module(name)  # may say why taco does not have it
+            return f"taco, which stands in for vllm, has no programs, and {name} is none."
+    except ModuleNotFoundError as error:
+        # Only the module or a package above it: what these import themselves is an error of the program.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        return str(error) if _is_alias(name) else f"There is no module {name!r}."
+    return "" if spec is not None else f"There is no module {name!r}."
+
+
+def _is_alias(name: str) -> bool:
+    return name.partition(".")[0] == "vllm"
 
 
 def _enter(argv: list[str], folder: str) -> None:

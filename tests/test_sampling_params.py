@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 import warnings
@@ -383,8 +384,13 @@ def test_wrong_types_are_type_errors_and_value_errors() -> None:
 
 
 def test_unknown_keywords_are_type_errors() -> None:
-    with pytest.raises(TypeError, match="nonsense"):
+    with pytest.raises(TypeError, match="'nonsense'$"):
         SamplingParams(nonsense=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"SamplingParams\(\) got .* 'temprature'; did you mean 'temperature'\?"):
+        SamplingParams(temprature=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'beam_with'; did you mean 'beam_width'"):
+        BeamSearchParams(beam_with=2, max_tokens=3)  # type: ignore[call-arg]
+    assert list(inspect.signature(SamplingParams).parameters)[:2] == ["n", "best_of"]
 
 
 def test_two_forms_of_guided_decoding_exclude_each_other() -> None:

@@ -317,6 +317,16 @@ def test_a_module_runs_with_its_own_arguments(command: tuple[str, ...], program:
     assert result.returncode == 7
 
 
+def test_a_module_that_a_package_misses_comes_with_the_traceback(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("import nomodule")
+    (package / "program.py").touch()
+    result = run_program("taco.vllm", "-m", "package.program", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and "No module named 'nomodule'" in result.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_text_runs_with_its_own_arguments(command: tuple[str, ...]) -> None:
     code = "import sys, vllm; print([vllm.__version__, sys.argv, sys.path[0], __name__, __import__('__main__').vllm])"
@@ -331,6 +341,12 @@ def test_a_text_runs_with_its_own_arguments(command: tuple[str, ...]) -> None:
     [
         ([], "nothing to run"),
         (["no_such_file.py"], "There is no file 'no_such_file.py'"),
+        (["-m", "nomodule"], "There is no module 'nomodule'."),
+        (["-m", "nomodule.inner"], "There is no module 'nomodule.inner'."),
+        (["-m", "json.nomodule"], "There is no module 'json.nomodule'."),
+        (["-m", "json"], "'json' is a package without a __main__ module"),
+        (["-m", "vllm.entrypoints.openai.api_server"], "an offline engine, without a server"),
+        (["-m", "vllm.outputs"], "has no programs"),
         (["--vllm-version", "2", "-c", "0"], "0.33"),
     ],
 )

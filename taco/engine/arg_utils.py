@@ -971,7 +971,7 @@ class EngineArgs:
         """
         from taco.models.loader.sentence_transformers import read_sentence_transformers_files
         from taco.models.loader.source import load_generation_config
-        from taco.models.registry import find_architecture
+        from taco.models.registry import known_architecture
 
         problems = _Problems()
         args = self._checked(problems)
@@ -994,23 +994,22 @@ class EngineArgs:
 
         source, hf_config = args._find_model()
         text_config = hf_config.get_text_config()
-        architecture = find_architecture(text_config)
+        architecture = known_architecture(text_config)
         files = read_sentence_transformers_files(source.path) if source.kind == "hf" else None
         task: Task = "generate"
         pooler, is_encoder = None, False
-        if architecture is not None:  # else loading the model says so
-            given = args.pooler_config or args.override_pooler_config
-            with problems.collecting():
-                if tokens := scores_by_tokens(text_config):
-                    text_config.score_token_ids = args._token_ids(tokens, source)
-                task = resolve_task(args, text_config, architecture, files)
-                if task != "generate":
-                    pooler = resolve_pooler(given or PoolerConfig(), task, text_config, architecture, files)
-                elif given is not None:
-                    problems.add('pooler_config: the model is to generate text; pass task="embed", or drop it')
-                is_encoder = architecture.is_encoder
-                if is_encoder:
-                    args = for_encoder(args)
+        given = args.pooler_config or args.override_pooler_config
+        with problems.collecting():
+            if tokens := scores_by_tokens(text_config):
+                text_config.score_token_ids = args._token_ids(tokens, source)
+            task = resolve_task(args, text_config, architecture, files)
+            if task != "generate":
+                pooler = resolve_pooler(given or PoolerConfig(), task, text_config, architecture, files)
+            elif given is not None:
+                problems.add('pooler_config: the model is to generate text; pass task="embed", or drop it')
+            is_encoder = architecture.is_encoder
+            if is_encoder:
+                args = for_encoder(args)
         with problems.collecting():
             check_quantization(hf_config, source, args.quantization)
         with problems.collecting():

@@ -264,11 +264,15 @@ class InputProcessor:
         priorities: Sequence[object],
         lora_requests: Sequence[object],
         output_kind: RequestOutputKind | None = None,
+        first_row: int = 0,
     ) -> list[PreparedPrompt | TacoValidationError]:
         """Tokenizes prompts together and checks each row with its parameters; all sequences have one element a row.
 
         A prompt may be an error already: it stays one. An error's row gets a number too, so that the random numbers of
         the other rows do not depend on it.
+
+        Args:
+            first_row: index of the first prompt in the caller's batch, for messages; the rest as for `process_batch`.
         """
         rows: list[PreparedPrompt | TacoValidationError] = []
         parsed: list[ParsedPrompt | TacoValidationError] = []
@@ -280,7 +284,7 @@ class InputProcessor:
             except TacoValidationError as error:
                 parsed.append(without_frames(error))
         token_ids = self._tokenize(parsed, options)
-        overlong: list[int] = []
+        overlong: list[tuple[int, int]] = []  # row, number of tokens
         for index, prompt in enumerate(parsed):
             number = next(self._numbers)
             try:
@@ -291,7 +295,9 @@ class InputProcessor:
                 normalised = cache.get(self, params[index], output_kind)
                 self._check_priority(priorities[index])
                 _check_lora(lora_requests[index])
-                ids = self._checked_ids(ids, normalised.params, overlong)
+                ids = self._checked_ids(ids, normalised.params)
+                if len(ids) >= self._max_total_tokens:
+                    overlong.append((first_row + index, len(ids)))
                 echo = prompt.prompt_text_echo
                 if prompt.text is None and not self._behaviour.echo_text_of_token_prompts:
                     echo = None
@@ -300,13 +306,14 @@ class InputProcessor:
             except TacoValidationError as error:
                 rows.append(without_frames(error))
         if overlong:
-            more = f" So do {len(overlong) - 1} more prompts." if len(overlong) > 1 else ""
+            shown = ", ".join(str(row) for row, _ in overlong[:_NUM_SHOWN])
+            more = f", ... ({len(overlong)} in all)" if len(overlong) > _NUM_SHOWN else ""
             logger.warning(
                 "Input prompt (%d tokens) is too long and exceeds limit of %d; its output is empty, with "
                 'finish_reason="length".%s',
-                overlong[0],
+                overlong[0][1],
                 self._max_model_len,
-                more,
+                f" Such rows: {shown}{more}." if first_row + len(prompts) > 1 else "",
             )
         return rows
 
@@ -507,13 +514,13 @@ class InputProcessor:
 
     # Checks of a row
 
-    def _checked_ids(self, token_ids: list[int], params: SamplingParams, overlong: list[int]) -> list[int]:
-        """The tokens of a prompt, truncated as the parameters say; lengths of prompts to warn of go to `overlong`."""
+    def _checked_ids(self, token_ids: list[int], params: SamplingParams) -> list[int]:
+        """The tokens of a prompt, truncated as the parameters say; too many only where that makes an empty output."""
         if params.truncate_prompt_tokens is not None:
             token_ids = token_ids[-params.truncate_prompt_tokens :]
         self._check_token_ids(token_ids)
         _check_scored_rows(len(token_ids), params)
-        self._check_length(len(token_ids), params, overlong)
+        self._check_length(len(token_ids), params)
         return token_ids
 
     def _check_token_ids(self, token_ids: list[int]) -> None:
@@ -532,12 +539,11 @@ class InputProcessor:
                 value=bad[0][1],
             )
 
-    def _check_length(self, num_tokens: int, params: SamplingParams, overlong: list[int]) -> None:
+    def _check_length(self, num_tokens: int, params: SamplingParams) -> None:
         room = self._max_total_tokens - num_tokens
         limit = self._max_model_len
         if room < 1:
             if self._behaviour.overlong_prompt == "length_result":
-                overlong.append(num_tokens)
                 return
             message = f"This model's maximum context length is {limit} tokens. However, your prompt contains "
             if num_tokens == limit:

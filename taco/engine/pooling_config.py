@@ -49,7 +49,7 @@ def resolve_task(
         wanted = own
     elif wanted == "pooling":
         wanted = "embed" if own == "generate" else own
-    possible = _possible_tasks(hf_config, architecture)
+    possible = possible_tasks(hf_config, architecture)
     if wanted == "classify" and "score" in possible:
         return "score"  # it can classify too
     if wanted not in possible:
@@ -73,7 +73,8 @@ def _task_of_runner(args: EngineArgs) -> str:
     return args.runner
 
 
-def _possible_tasks(hf_config: PretrainedConfig, architecture: Architecture) -> set[str]:
+def possible_tasks(hf_config: PretrainedConfig, architecture: Architecture) -> set[str]:
+    """The values of `task` that a model can be loaded with."""
     if architecture.use == "classify":
         scores_pairs = getattr(hf_config, "num_labels", None) == 1 and not architecture.is_tokenwise
         return {"embed", "classify"} | ({"score"} if scores_pairs else set())

@@ -173,13 +173,13 @@ class PoolingInputProcessor(InputProcessor):
 
     # Checks of a row
 
-    def _checked_ids(self, token_ids: list[int], params: Any, overlong: list[int]) -> list[int]:
+    def _checked_ids(self, token_ids: list[int], params: Any) -> list[int]:
         self._check_token_ids(token_ids)
         if len(token_ids) > self._max_model_len:
             raise TacoValidationError(
                 f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt contains "
-                f"{len(token_ids)} input tokens. Shorten it, or truncate it with "
-                "tokenization_kwargs={'truncate_prompt_tokens': -1}.",
+                f"{len(token_ids)} input tokens. Shorten it, or pass truncate_prompt_tokens=-1 (to an engine: "
+                "tokenization_kwargs={'truncate_prompt_tokens': -1}).",
                 parameter="prompt",
                 value=len(token_ids),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import logging
@@ -24,7 +23,7 @@ from taco.engine.prefix_order import prefix_order
 from taco.entrypoints.beam_search import BeamProgress, beam_output, check_concurrency_limit, engine_params
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
 from taco.entrypoints.control import ControlMixin
-from taco.entrypoints.pooling import PoolingMixin
+from taco.entrypoints.pooling import PoolingMixin, task_advice
 from taco.entrypoints.progress import Progress
 from taco.errors import (
     BatchValidationError,
@@ -33,6 +32,7 @@ from taco.errors import (
     TacoError,
     TacoValidationError,
     UnsupportedFeatureError,
+    unknown_arguments,
 )
 from taco.inputs import split_prompts
 from taco.interrupts import interrupts_deferred
@@ -592,8 +592,8 @@ class LLM(PoolingMixin, ControlMixin):
         if engine.model_config.pooler_config is not None:
             raise TacoValidationError(
                 f"LLM.{method}() is only supported for (conditional) generation models (XForCausalLM, "
-                f"XForConditionalGeneration). This model pools hidden states (task={engine.model_config.task!r}); if "
-                'it can generate text as well, pass task="generate" (or runner="generate") to LLM.'
+                f"XForConditionalGeneration). This model pools hidden states (task={engine.model_config.task!r}). "
+                + task_advice(engine.model_config, ("generate",))
             )
         return engine
 
@@ -681,6 +681,7 @@ class _Batch:
             priorities=[self._columns.priority_of(index) for index in indexes],
             lora_requests=[self._columns.lora_request_of(index) for index in indexes],
             output_kind=RequestOutputKind.FINAL_ONLY,
+            first_row=first,
         )
 
     def prepare_all(self, prompts: Iterable[object], num_rows: int) -> Iterator[_Row]:
@@ -841,11 +842,8 @@ def _render(conversations: Iterable[object], renderer: ChatRenderer) -> Iterator
 
 def _check_names(kwargs: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(EngineArgs)]
-    for name in kwargs:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"LLM() got an unexpected keyword argument {name!r}{hint}")
+    if unknown := [name for name in kwargs if name not in known]:
+        raise TypeError(unknown_arguments("LLM", unknown, known))
 
 
 def _merge_legacy_prompts(prompts: Any, prompt_token_ids: Any) -> Any:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from taco.config import PoolerSettings
+from taco.config import ModelConfig, PoolerSettings
+from taco.engine.pooling_config import possible_tasks
 from taco.engine.pooling_input import TextPair
 from taco.entrypoints.chat import ChatOptions, ChatRenderer
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.inputs import split_prompts
+from taco.models.registry import find_architecture
 from taco.outputs import (
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
@@ -341,21 +343,20 @@ class PoolingMixin:
         settings = model.pooler_config
         if settings is None:
             raise TacoValidationError(
-                f"LLM.{method}() is only supported for pooling models. This model generates text; if it can pool as "
-                'well, pass task="embed" (or runner="pooling") to LLM.'
+                f"LLM.{method}() is only supported for pooling models. This model was loaded to generate text. "
+                + task_advice(model, _TASKS[method])
             )
-        tasks = {"embed": ("embed",), "classify": ("classify", "score"), "reward": ("reward", "classify", "score")}
+        tasks = {name: _TASKS[name] for name in ("embed", "classify", "reward")}
         if method in tasks and model.task not in tasks[method]:
             what = {"embed": "Embedding", "classify": "Classification", "reward": "Reward"}[method]
             raise TacoValidationError(
                 f"{what} API is not supported by this model: it is only enabled for `--task {tasks[method][0]}`, but "
-                f"the model is used for {model.task!r}. Pass task={tasks[method][0]!r} (or convert=) to LLM, or use "
-                "encode."
+                f"the model is used for {model.task!r}. {task_advice(model, _TASKS[method])}"
             )
         if method == "score" and model.task not in ("embed", "score"):
             raise TacoValidationError(
                 "Your model does not support cross encoding: score needs a model with embeddings, or a classification "
-                "model with num_labels == 1."
+                f"model with num_labels == 1. {task_advice(model, _TASKS[method])}"
             )
         return settings
 
@@ -395,6 +396,26 @@ class PoolingMixin:
                 return error
 
         return [render(pair) for pair in pairs]
+
+
+# The tasks that a method needs one of, the most likely first.
+_TASKS = {
+    "embed": ("embed",),
+    "classify": ("classify", "score"),
+    "reward": ("reward", "classify", "score"),
+    "score": ("score", "embed"),
+    "encode": ("embed", "classify", "reward"),
+}
+
+
+def task_advice(model: ModelConfig, wanted: Sequence[str]) -> str:
+    """What to say where a model was not loaded for any of the wanted tasks: one that it can do, or what it can do."""
+    architecture = find_architecture(model.hf_text_config)
+    possible = set() if architecture is None else possible_tasks(model.hf_text_config, architecture)
+    usable = [task for task in wanted if task in possible]
+    if usable:
+        return f"It can do this if task={usable[0]!r} is passed to LLM."
+    return f"It cannot do this: its tasks are {', '.join(map(repr, sorted(possible))) or repr(model.task)}."
 
 
 def _llm(mixin: PoolingMixin) -> LLM:

@@ -91,8 +91,11 @@ _GENERATIVE_ENDINGS = ("ForCausalLM", "LMHeadModel")
 
 
 def supported_architectures() -> list[str]:
-    """Names that `architectures` of a configuration may have; decoders have two more each, see `find_architecture`."""
-    return sorted([*_MODELS, *_POOLING_MODELS])
+    """Names that `architectures` of a configuration may have, those of models that generate text first.
+
+    Decoders have two more each, see `find_architecture`.
+    """
+    return [*sorted(_MODELS), *sorted(_POOLING_MODELS)]
 
 
 def find_architecture(hf_config: Any) -> Architecture | None:
@@ -118,6 +121,23 @@ def find_architecture(hf_config: Any) -> Architecture | None:
                 if stem + generative in _MODELS:
                     return Architecture(_MODELS[stem + generative], use)
     return None
+
+
+def known_architecture(hf_config: Any) -> Architecture:
+    """`find_architecture`, which must find one.
+
+    Raises:
+        TacoValidationError: it does not; the message lists what is supported.
+    """
+    if (found := find_architecture(hf_config)) is not None:
+        return found
+    names = getattr(hf_config, "architectures", None)
+    wanted = ", ".join(names or ()) or f"model_type={hf_config.model_type!r}"
+    raise TacoValidationError(
+        f"The architecture {wanted} is not supported. Supported are: {', '.join(supported_architectures())}.",
+        parameter="model",
+        value=wanted,
+    )
 
 
 def register_model(architecture: str, target: str) -> None:
@@ -147,15 +167,7 @@ def resolve_model_class(hf_config: Any, use: Use | None = None) -> type[Model]:
     Raises:
         TacoValidationError: there is none; the message lists what is supported.
     """
-    architecture = find_architecture(hf_config)
-    if architecture is None:
-        names = getattr(hf_config, "architectures", None)
-        wanted = ", ".join(names or ()) or f"model_type={hf_config.model_type!r}"
-        raise TacoValidationError(
-            f"The architecture {wanted} is not supported. Supported are: {', '.join(supported_architectures())}.",
-            parameter="model",
-            value=wanted,
-        )
+    architecture = known_architecture(hf_config)
     module, _, class_name = architecture.target.partition(":")
     found: type[Model] = getattr(importlib.import_module(module), class_name)
     use = use or architecture.use

@@ -16,6 +16,7 @@ from taco.layers.linear import MergedLinear
 from taco.worker.kv_cache import KVCache
 
 GIB = 1 << 30
+MIB = 1 << 20
 DEFAULT_CPU_KV_BYTES = 4 * GIB
 CPU_IDLE_PREFIX_BYTES = GIB // 2  # cached prefixes that nobody uses, kept as long as there is unused memory
 LOGITS_COPIES = 4  # of a slice of logits, float32, that sampling makes at most
@@ -56,6 +57,10 @@ def _enclosing_groups(control_groups: Path, own_group: Path) -> list[Path]:
         path = ""
     group = control_groups / path
     return [folder for folder in (group, *group.parents) if folder.is_relative_to(control_groups)]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.1f} MiB"
 
 
 @contextmanager
@@ -110,11 +115,11 @@ def num_blocks(config: TacoConfig, shape: CacheGeometry, budget_bytes: int) -> i
         source = f"num_gpu_blocks_override={count}"
     else:
         count = min(useful, budget_bytes // shape.block_bytes)
-        source = f"a KV cache of {budget_bytes / GIB:.2f} GiB"
+        source = f"a KV cache of {_size(budget_bytes)}"
     fitting = (count - 1) * cache.block_size
     if count >= needed or (config.model_config.fit_max_model_len and fitting > 0):
         return count
-    ways = [f"max_model_len={fitting} or less"] if fitting > 0 else []
+    ways = [f'max_model_len={fitting} or less ("auto" takes what fits)'] if fitting > 0 else []
     if cache.num_gpu_blocks_override is not None:
         ways.append(f"num_gpu_blocks_override={needed} or more")
     else:
@@ -123,7 +128,7 @@ def num_blocks(config: TacoConfig, shape: CacheGeometry, budget_bytes: int) -> i
             ways.append("a higher gpu_memory_utilization")
     raise OutOfMemoryError(
         f"{source} holds {max(0, fitting)} tokens, but one sequence may have max_model_len={max_model_len} "
-        f"({needed * shape.block_bytes / GIB:.2f} GiB, {shape.block_bytes} bytes for {cache.block_size} tokens). "
+        f"({_size(needed * shape.block_bytes)}, {shape.block_bytes} bytes for {cache.block_size} tokens). "
         f"Pass {', or '.join(ways)}."
     )
 
@@ -162,15 +167,15 @@ def cpu_kv_budget(config: TacoConfig, step_bytes: int) -> int:
     available = available_host_bytes() - step_bytes
     if available <= 0:
         raise OutOfMemoryError(
-            f"A step takes up to {step_bytes / GIB:.2f} GiB, more than the memory that is available: pass a smaller "
+            f"A step takes up to {_size(step_bytes)}, more than the memory that is available: pass a smaller "
             f"max_num_batched_tokens (it is {config.scheduler_config.max_num_batched_tokens}), or free memory."
         )
     if stated is None:
         return min(DEFAULT_CPU_KV_BYTES, available // 2)
     if stated > available:
         raise OutOfMemoryError(
-            f"a KV cache of {stated / GIB:.2f} GiB was asked for, but only {available / GIB:.2f} GiB of memory are "
-            f"available beside the {step_bytes / GIB:.2f} GiB that a step takes: pass "
-            f"kv_cache_memory_bytes={available // 2} or less."
+            f"a KV cache of {_size(stated)} was asked for, but only {_size(available)} of memory are available beside "
+            f"the {_size(step_bytes)} that a step takes: pass kv_cache_memory_bytes={available} or less; half of that "
+            "leaves room for other programs."
         )
     return stated

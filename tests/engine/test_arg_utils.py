@@ -425,6 +425,13 @@ def test_wrong_arguments_about_the_model_are_listed_at_once(loader: FakeLoader) 
     assert "awq" in str(caught.value) and "max_model_len=5000" in str(caught.value)
 
 
+def test_an_unknown_architecture_comes_before_what_depends_on_it(loader: FakeLoader) -> None:
+    loader.config_values = {"architectures": ["MambaForCausalLM"], "max_position_embeddings": None}
+    with pytest.raises(TacoValidationError, match="MambaForCausalLM is not supported.*: GPT2LMHeadModel, ") as caught:
+        create()
+    assert "max_model_len" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("values", "wording"),
     [

@@ -110,6 +110,22 @@ def test_overlong_prompts_are_empty_results_in_06(caplog: pytest.LogCaptureFixtu
         assert completion.finish_reason == "length"
     assert len(processed.finished.outputs) == 2
     assert "Input prompt (65 tokens) is too long and exceeds limit of 64" in caplog.text
+    assert "rows" not in caplog.text  # a single prompt is no row of a batch
+
+
+def test_the_warning_of_overlong_prompts_names_their_rows(caplog: pytest.LogCaptureFixture) -> None:
+    processor = make_processor()
+
+    def warning_of(lengths: list[int]) -> str:
+        caplog.clear()
+        params = SamplingParams(max_tokens=None)
+        ids = [str(index) for index in range(len(lengths))]
+        with caplog.at_level(logging.WARNING):
+            processor.process_batch(ids, [[5] * length for length in lengths], [params] * len(lengths))
+        return caplog.text
+
+    assert "Input prompt (66 tokens)" in warning_of([3, 66, 64, 70]) and "Such rows: 1, 3." in caplog.text
+    assert "Such rows: 1, 2, 3, 4, 5, ... (7 in all)." in warning_of([3, *[65] * 7])
 
 
 def test_overlong_prompts_are_errors_in_033() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -58,7 +59,7 @@ class EchoEngine:
 
     def __init__(self) -> None:
         self.model_config = SimpleNamespace(
-            model="/some/model.gguf", served_model_name="echo", dtype="float32", chat_template=None
+            served_model_name="echo", dtype="float32", chat_template=None, pooler_config=None, task="generate"
         )
         self.device_config = SimpleNamespace(device="cpu")
         self.pending: list[tuple[str, str]] = []
@@ -92,6 +93,8 @@ class EchoEngine:
 class EchoLLM:
     """Answers with the prompt in capitals; "bad" is a prompt that is not valid."""
 
+    default_sampling_params: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, **kwargs: Any) -> None:
         self.kwargs = kwargs
         self.llm_engine = EchoEngine()
@@ -106,8 +109,11 @@ class EchoLLM:
     def get_tokenizer(self) -> EchoTokenizer:
         return EchoTokenizer()
 
-    def generate(self, prompts: list[dict[str, Any]], params: SamplingParams, on_error: str) -> list[RequestOutput]:
+    def generate(
+        self, prompts: list[dict[str, Any]], params: SamplingParams, *, use_tqdm: bool, on_error: str = "raise"
+    ) -> list[RequestOutput]:
         self.params = params
+        self.use_tqdm = use_tqdm
         texts = [prompt["prompt"] if "prompt" in prompt else str(prompt["prompt_token_ids"]) for prompt in prompts]
         if "bad" in texts and on_error == "raise":
             raise BatchValidationError({texts.index("bad"): "is bad"}, len(texts))
@@ -119,7 +125,7 @@ class EchoLLM:
 
     def chat(self, messages: list[Any], params: SamplingParams, **kwargs: Any) -> list[RequestOutput]:
         prompts = [{"prompt": conversation[-1]["content"]} for conversation in messages]
-        return self.generate(prompts, params, kwargs.get("on_error", "raise"))
+        return self.generate(prompts, params, **kwargs)
 
 
 @pytest.fixture
@@ -170,6 +176,64 @@ def test_wrong_command_line_is_a_usage_error(argv: list[str], capsys: pytest.Cap
         main(argv)
     assert end.value.code == 2
     assert "usage: taco" in capsys.readouterr().err
+
+
+def usage_error(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def test_unknown_flags_are_explained_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--temprature", "0", "--enable-lora", "--max-loras=3", "--quite-another", "--prompt", "a"]
+    assert usage_error(["generate", *argv], capsys) == [
+        "usage: taco generate [OPTIONS]",
+        "taco generate: error: unrecognized arguments: --temprature 0 --enable-lora --max-loras=3 --quite-another",
+        "  --temprature: did you mean --temperature?",
+        "  --enable-lora: LoRA is not supported",
+        "  --max-loras: it would have no effect and can go: it is read only together with enable_lora",
+    ]
+
+
+def test_commands_without_an_engine_explain_no_engine_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = usage_error(["demo", "--enable-lora"], capsys)
+    assert lines == ["usage: taco demo [OPTIONS]", "taco demo: error: unrecognized arguments: --enable-lora"]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_ends_with_the_engine_flags_of_which_model_is_the_first(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    own, engine = capsys.readouterr().out.split("\nengine:\n")
+    assert engine.startswith("  --model MODEL ")
+    assert all(flag in own for flag in ("--temperature ", "--prompt " if command == "generate" else "--system "))
+    assert "--max-num-seqs " in engine and "\n\n" not in engine
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_gives_the_defaults_of_sampling(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "0 is greedy (default: 1)" in text and "-1 keeps all (default: -1)" in text
+    assert f"for a prompt (default: {256 if command == 'generate' else 512})" in text
+    assert ("demo model's temperature is 0.2" in text) == (command == "chat")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_progress_is_shown_on_terminals(
+    is_terminal: bool, echo: list[EchoLLM], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"messages": [{"role": "user", "content": "hello"}]}))
+    monkeypatch.setattr(demo, "packaged_model", lambda name: tmp_path / f"{name}.gguf")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    for argv in (["demo"], ["generate", "--model", "m", "--prompt", "a"], ["generate", "--model", "m", "--input"]):
+        assert main([*argv, str(source)] if argv[-1] == "--input" else argv) == 0
+    assert [llm.use_tqdm for llm in echo] == [is_terminal] * 3
 
 
 @pytest.mark.parametrize("module", [generate, chat])
@@ -299,6 +363,9 @@ def test_all_bad_lines_are_named_before_a_model_is_loaded(
         (["--prompt", "a", "--input", "f"], "not with both"),
         (["--input", "/nowhere/in.txt"], "cannot read"),
         (["--prompt", "a", "--output", "/nowhere/out.jsonl"], "no folder /nowhere"),
+        (["--prompt", "a", "--output", "/"], "/ is a folder"),
+        (["--prompt", "a", "--output", "x" * 300], "cannot write " + "x" * 300),
+        (["--prompt", "a", "--temperature", "-1"], "temperature must be"),
         ([], "has no prompts"),
     ],
 )
@@ -313,6 +380,33 @@ def test_input_and_output_problems_are_found_before_a_model_is_loaded(
     assert main(["generate", "--model", "m", *argv]) == 1
     assert message in capsys.readouterr().err
     assert echo == []
+
+
+def test_a_failed_run_leaves_the_output_as_it_was(echo: list[EchoLLM], tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_text("before")
+    assert main(["generate", "--model", "m", "--prompt", "bad", "--output", str(target)]) == 1
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+    assert len(echo) == 1
+
+
+def test_a_pipe_is_written_and_not_replaced(echo: list[EchoLLM], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert main(["generate", "--model", "m", "--prompt", "a", "--output", str(pipe)]) == 0
+    assert json.loads(os.read(reader, 1000))["prompt"] == "a"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_sampling_parameters_of_the_engine_hold_where_no_flag_is_given(
+    echo: list[EchoLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EchoLLM, "default_sampling_params", {"top_p": 0.5, "min_p": 0.1, "max_tokens": 9})
+    assert main(["generate", "--model", "m", "--prompt", "a", "--min-p", "0.3"]) == 0
+    assert echo[0].params == SamplingParams(top_p=0.5, min_p=0.3, max_tokens=256)
+    assert echo[0].kwargs["generation_config"] is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- chat
@@ -336,6 +430,7 @@ def test_answer_arrives_in_pieces_and_is_remembered(conversation: chat.Conversat
 
 def test_template_of_the_engine_is_used(conversation: chat.Conversation) -> None:
     conversation.llm.llm_engine.model_config.chat_template = "say "
+    conversation = chat.Conversation(conversation.llm, SamplingParams(), system=None)
     pieces: list[str] = []
     conversation.ask("hi", pieces.append)
     assert "".join(pieces) == "SAY HI"
@@ -383,6 +478,68 @@ def test_piped_chat_is_a_readable_transcript(
     expected = ["echo; /help lists the commands.", "> hi", "HI", "> ", "> " + "x" * 101, "", "[the prompt is too long]"]
     assert capsys.readouterr().out.splitlines() == [*expected, "> /exit"]
     assert echo[0].llm_engine.params[0].output_kind is RequestOutputKind.DELTA
+
+
+@pytest.mark.parametrize("obstacle", ["generates no text (its task is 'embed')", "has no chat template"])
+def test_a_model_that_cannot_chat_ends_the_command(
+    obstacle: str, echo: list[EchoLLM], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add_pooler(engine: EchoEngine) -> None:
+        make_engine(engine)
+        engine.model_config.pooler_config, engine.model_config.task = object(), "embed"
+
+    def find_no_template(*args: object) -> str:
+        raise ValueError("no template")
+
+    make_engine = EchoEngine.__init__
+    if "template" in obstacle:
+        monkeypatch.setattr(EchoTokenizer, "get_chat_template", find_no_template)
+    else:
+        monkeypatch.setattr(EchoEngine, "__init__", add_pooler)
+    give_input(monkeypatch, "hi\n")
+    assert main(["chat", "--model", "m"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("taco chat: error: echo cannot chat: it ") and obstacle in captured.err
+
+
+def test_a_local_model_is_greeted_by_its_last_name(tmp_path: Path) -> None:
+    llm = EchoLLM()
+    (tmp_path / "tiny.gguf").touch()
+    names = {"": tmp_path.name, "tiny.gguf": "tiny.gguf", ".": tmp_path.name}
+    for name, shown in names.items():
+        llm.llm_engine.model_config.served_model_name = f"{tmp_path}/{name}"
+        assert chat.shown_name(llm) == shown  # type: ignore[arg-type]
+    llm.llm_engine.model_config.served_model_name = "some/hub-id"
+    assert chat.shown_name(llm) == "some/hub-id"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("argv", "own", "generation_config", "temperature"),
+    [
+        (["--model", "m"], {"temperature": 0.7}, "auto", 0.7),
+        (["--model", "m"], {}, "auto", 1.0),
+        (["--model", "m", "--temperature", "0.4"], {"temperature": 0.7}, "auto", 0.4),
+        (["--model", "m", "--generation-config", "vllm"], {}, "vllm", 1.0),
+        ([], {}, "auto", chat.DEMO_TEMPERATURE),
+        ([], {"temperature": 0.7}, "auto", 0.7),
+        (["--generation-config", "vllm"], {}, "vllm", 1.0),
+    ],
+)
+def test_chat_samples_as_the_model_says(
+    argv: list[str],
+    own: dict[str, float],
+    generation_config: str,
+    temperature: float,
+    echo: list[EchoLLM],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taco.entrypoints.cli.common.packaged_model", lambda name: Path(name))
+    monkeypatch.setattr(EchoLLM, "default_sampling_params", own)
+    give_input(monkeypatch, "hi\n")
+    assert main(["chat", *argv]) == 0
+    assert echo[0].kwargs["generation_config"] == generation_config
+    assert echo[0].llm_engine.params[0].temperature == temperature
 
 
 # ---------------------------------------------------------------------------------------------------------------- demo

@@ -119,6 +119,8 @@ def test_defaults_of_the_signature_are_the_engines() -> None:
 def test_unknown_keywords_are_type_errors_with_a_hint() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_model_length'; did you mean 'max_model_len'"):
         LLM("m", max_model_length=5)
+    with pytest.raises(TypeError, match=r"(?s)arguments:.*did you mean 'max_model_len'.*'nonsense'$"):
+        LLM("m", max_model_length=5, nonsense=1)
 
 
 def test_from_engine_args(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -451,7 +451,7 @@ def test_truncation_keeps_special_tokens_and_the_side_of_the_tokenizer(tmp_path:
 def test_over_long_prompts_are_errors_that_say_what_to_do(tmp_path: Path, make_llm: MakeLLM) -> None:
     save_model(tmp_path, "bert")
     llm = make_llm(max_model_len=16)
-    with pytest.raises(TacoValidationError, match="maximum context length is 16 .*'truncate_prompt_tokens': -1"):
+    with pytest.raises(TacoValidationError, match="maximum context length is 16 .*pass truncate_prompt_tokens=-1"):
         quiet(llm.embed, TEXTS[1])
     with pytest.raises(BatchValidationError) as caught:
         quiet(llm.embed, [TEXTS[0], TEXTS[1], [], [9999]])
@@ -526,23 +526,29 @@ def test_wrong_params_are_refused(params: dict[str, Any], message: str, bert: LL
 def test_methods_refuse_models_that_are_not_for_them(tmp_path: Path, make_llm: MakeLLM) -> None:
     save_model(tmp_path, "llama", "AutoModelForCausalLM")
     llm = make_llm()
-    for method in (llm.encode, llm.embed, llm.classify, llm.reward):
-        with pytest.raises(TacoValidationError, match="only supported for pooling models"):
+    advice = {
+        llm.encode: "task='embed' is passed",
+        llm.embed: "task='embed' is passed",
+        llm.classify: "It cannot do this: its tasks are 'embed', 'generate', 'reward'",
+        llm.reward: "task='reward' is passed",
+    }
+    for method, text in advice.items():
+        with pytest.raises(TacoValidationError, match=f"only supported for pooling models.* {text}"):
             method("a")
     with pytest.raises(TacoValidationError, match="only supported for pooling models"):
         llm.score("a", "b")
     llm = make_llm(task="embed")
-    with pytest.raises(TacoValidationError, match="only enabled for `--task classify`"):
+    with pytest.raises(TacoValidationError, match="only enabled for `--task classify`.* It cannot do this"):
         llm.classify("a")
     for method in (llm.generate, llm.chat):
-        with pytest.raises(TacoValidationError, match="only supported for .* generation models"):
+        with pytest.raises(TacoValidationError, match="only supported for .* generation models.*task='generate'"):
             method("a")
 
 
 def test_models_for_several_classes_score_no_pairs(tmp_path: Path, make_llm: MakeLLM) -> None:
     save_model(tmp_path, "bert", "AutoModelForSequenceClassification", num_labels=3)
     llm = make_llm()
-    with pytest.raises(TacoValidationError, match="Embedding API is not supported"):
+    with pytest.raises(TacoValidationError, match="Embedding API is not supported.*task='embed' is passed"):
         llm.embed("a")
     with pytest.raises(TacoValidationError, match="does not support cross encoding"):
         llm.score("a", "b")

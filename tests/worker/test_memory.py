@@ -42,6 +42,7 @@ def test_too_small_a_budget_fails_with_arguments_that_work(budget):
     assert "kv_cache_memory_bytes=8000" in text
     assert memory.num_blocks(make_config(), SHAPE, 8000) == 8
     if budget > 2000:
+        assert '("auto" takes what fits)' in text
         fitting = int(text.split("Pass max_model_len=")[1].split()[0])
         assert memory.num_blocks(make_config(max_model_len=fitting), SHAPE, budget)
         with pytest.raises(OutOfMemoryError):
@@ -63,8 +64,12 @@ def test_the_cpu_budget_is_as_stated_or_modest(monkeypatch):
     assert memory.cpu_kv_budget(make_config(), 2 * memory.GIB) == 2 * memory.GIB
     assert memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=5), 0) == 5
     assert memory.cpu_kv_budget(make_config(cpu_kv_cache_bytes=6), 0) == 6
-    with pytest.raises(OutOfMemoryError, match=f"kv_cache_memory_bytes={2 * memory.GIB} or less"):
+    with pytest.raises(OutOfMemoryError, match=f"kv_cache_memory_bytes={4 * memory.GIB} or less; half of that leaves"):
         memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=5 * memory.GIB), 2 * memory.GIB)
+    fitting = make_config(kv_cache_memory_bytes=4 * memory.GIB)
+    assert memory.cpu_kv_budget(fitting, 2 * memory.GIB) == 4 * memory.GIB
+    with pytest.raises(OutOfMemoryError, match=r"a KV cache of 6\.00 GiB .* beside the 512\.0 MiB that a step"):
+        memory.cpu_kv_budget(make_config(kv_cache_memory_bytes=6 * memory.GIB), memory.GIB // 2)
     with pytest.raises(OutOfMemoryError, match="a smaller max_num_batched_tokens"):
         memory.cpu_kv_budget(make_config(), 6 * memory.GIB)
     monkeypatch.setattr(memory, "available_host_bytes", lambda: 100 * memory.GIB)

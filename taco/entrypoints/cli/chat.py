@@ -8,8 +8,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taco.entrypoints.chat import ChatOptions, ChatRenderer
 from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_arguments, make_llm, sampling_params
@@ -26,11 +27,19 @@ COMMANDS = """\
 /help           show this list
 /exit           leave; so does Ctrl-D
 Ctrl-C stops an answer."""
+# The demo model is small: at a temperature of 1 it rambles. This is what its authors recommend.
+DEMO_TEMPERATURE = 0.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    add_sampling_arguments(parser, max_tokens=512)
+    add_sampling_arguments(
+        parser,
+        max_tokens=512,
+        description="The model's own values (its generation_config.json) replace the defaults below, except that of "
+        "--max-tokens, unless --generation-config vllm is given. The demo model's temperature is "
+        f"{DEMO_TEMPERATURE:g}.",
+    )
     add_engine_arguments(parser)
 
 
@@ -38,10 +47,17 @@ def run(args: argparse.Namespace) -> int:
     """Answer lines of standard input until it ends."""
     from taco.sampling_params import RequestOutputKind
 
-    params = sampling_params(args, output_kind=RequestOutputKind.DELTA)
+    sampling_params(args)
+    defaults: dict[str, Any] = {}
+    if args.generation_config is None:
+        args.generation_config = "auto"
+        if args.model is None:
+            defaults["temperature"] = DEMO_TEMPERATURE
     with make_llm(args) as llm:
+        defaults |= llm.default_sampling_params
+        params = sampling_params(args, defaults, output_kind=RequestOutputKind.DELTA)
         conversation = Conversation(llm, params, args.system)
-        print(f"{llm.llm_engine.model_config.served_model_name}; /help lists the commands.")
+        print(f"{shown_name(llm)}; /help lists the commands.")
         for line in read_lines():
             if line.startswith("/"):
                 if not run_command(conversation, line):
@@ -53,6 +69,13 @@ def run(args: argparse.Namespace) -> int:
                     note = str(error)
                 print(f"\n[{note}]" if note else "")
     return 0
+
+
+def shown_name(llm: LLM) -> str:
+    """What the model is called: of a local path, the last part."""
+    name = llm.llm_engine.model_config.served_model_name
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
 
 
 def read_lines() -> Iterator[str]:
@@ -97,9 +120,29 @@ def write(text: str) -> None:
 
 
 class Conversation:
-    """Messages so far, and the engine that answers the next one."""
+    """Messages so far, and the engine that answers the next one.
+
+    Raises:
+        TacoValidationError: the model cannot chat: it generates no text, or has no chat template.
+    """
 
     def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        config = llm.llm_engine.model_config
+        if config.pooler_config is not None:
+            raise TacoValidationError(
+                f"{shown_name(llm)} cannot chat: it generates no text (its task is {config.task!r}). Give another "
+                "--model."
+            )
+        tokenizer = llm.get_tokenizer()
+        try:
+            self._renderer = ChatRenderer(tokenizer, ChatOptions(), config.chat_template)
+        except TacoValidationError as error:
+            if config.chat_template is not None:
+                raise
+            raise TacoValidationError(
+                f"{shown_name(llm)} cannot chat: it has no chat template. Give a --model that is tuned to follow "
+                "instructions, or a --chat-template."
+            ) from error
         self.llm = llm
         self.params = params
         self.system = system
@@ -152,8 +195,7 @@ class Conversation:
         return note
 
     def _add_request(self) -> str:
-        template = self.llm.llm_engine.model_config.chat_template  # None is the tokenizer's own
-        prompt = ChatRenderer(self.llm.get_tokenizer(), ChatOptions(), template).render(self.messages)
+        prompt = self._renderer.render(self.messages)
         self.num_requests += 1
         request_id = f"chat-{self.num_requests}"
         # The template has written the special tokens already.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 from taco.entrypoints.demo_model import packaged_model
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
         params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
         start = time.perf_counter()
-        outputs = llm.chat(conversations, params, use_tqdm=True)
+        outputs = llm.chat(conversations, params, use_tqdm=sys.stderr.isatty())
         seconds = time.perf_counter() - start
         config = llm.llm_engine.model_config
         dtype = str(config.dtype).removeprefix("torch.")

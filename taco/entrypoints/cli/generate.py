@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_arguments, make_llm, sampling_params
-from taco.errors import TacoValidationError
+from taco.errors import TacoError, TacoValidationError
 
 if TYPE_CHECKING:
     from taco import RequestOutput
@@ -43,33 +44,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="raise",
         help="raise: run nothing if a prompt is not valid; return: give it an error and run the others",
     )
-    add_sampling_arguments(parser, max_tokens=256)
+    add_sampling_arguments(
+        parser,
+        max_tokens=256,
+        description="Where the engine takes sampling parameters from the model (--generation-config auto), those "
+        "replace the defaults below, except that of --max-tokens.",
+    )
     add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate for all rows; the output is written in their order, and to a file only as a whole."""
     rows = read_rows(args)
-    if args.output is not None and not args.output.parent.is_dir():
-        raise TacoValidationError(f"--output: there is no folder {args.output.parent}.")
-    params = sampling_params(args, n=args.n)
-    with make_llm(args) as llm:
-        if "messages" in rows[0]:
-            outputs = llm.chat([row["messages"] for row in rows], params, on_error=args.on_error)
-        else:
-            prompts = [{key: row[key] for key in INPUT_KEYS if key in row} for row in rows]
-            outputs = llm.generate(prompts, params, on_error=args.on_error)
-    if args.output is None:
-        write_rows(sys.stdout, rows, outputs)
-    else:
-        partial = args.output.with_name(args.output.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            write_rows(file, rows, outputs)
-        os.replace(partial, args.output)
+    sampling_params(args, n=args.n)
+    use_tqdm = sys.stderr.isatty()
+    with open_output(args.output) as file:
+        with make_llm(args) as llm:
+            params = sampling_params(args, llm.default_sampling_params, n=args.n)
+            if "messages" in rows[0]:
+                conversations = [row["messages"] for row in rows]
+                outputs = llm.chat(conversations, params, use_tqdm=use_tqdm, on_error=args.on_error)
+            else:
+                prompts = [{key: row[key] for key in INPUT_KEYS if key in row} for row in rows]
+                outputs = llm.generate(prompts, params, use_tqdm=use_tqdm, on_error=args.on_error)
+        write_rows(file, rows, outputs)
     num_errors = sum(output.error is not None for output in outputs)
     if num_errors:
         print(f'{num_errors} of {len(rows)} rows failed; their "error" says why.', file=sys.stderr)
     return 1 if num_errors else 0
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """The file to write to: standard output for None, else one that gets its name when the block ends without an error.
+
+    A device or a pipe, such as /dev/stdout, is written directly: it cannot be replaced by a file.
+
+    Raises:
+        TacoValidationError: nothing can be written there.
+        TacoError: the file is complete and could not get its name.
+    """
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        if path.is_dir():
+            raise TacoValidationError(f"--output: {path} is a folder; give the name of a file.")
+        if not path.parent.is_dir():
+            raise TacoValidationError(f"--output: there is no folder {path.parent}.")
+        is_special = path.exists() and not path.is_file()
+        partial = path if is_special else path.with_name(path.name + ".partial")
+        file = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise TacoValidationError(f"--output: cannot write {path}: {error.strerror}.") from error
+    try:
+        with file:
+            yield file
+    except BaseException:
+        if not is_special:
+            partial.unlink(missing_ok=True)
+        raise
+    if not is_special:
+        try:
+            os.replace(partial, path)
+        except OSError as error:
+            raise TacoError(
+                f"--output: the results are in {partial}, which cannot become {path}: {error.strerror}."
+            ) from error
 
 
 def read_rows(args: argparse.Namespace) -> list[Row]:

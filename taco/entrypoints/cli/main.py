@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,26 +16,54 @@ from taco.version import __version__
 COMMANDS = {"demo": demo, "generate": generate, "chat": chat, "run": run}
 
 
-def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of the whole command line; only `command` gets its arguments.
+def build_parsers(command: str | None) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line and those of the commands; only `command` gets its arguments.
 
     Engine flags come from `EngineArgs`; leaving out those of other commands keeps `taco --help` fast.
     """
     parser = argparse.ArgumentParser(prog="taco", description="An offline LLM engine.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"taco {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands: dict[str, argparse.ArgumentParser] = {}
     for name, module in COMMANDS.items():
-        subparser = subparsers.add_parser(
+        commands[name] = subparsers.add_parser(
             name,
             usage=f"taco {name} [OPTIONS]",
             help=module.HELP,
             description=module.HELP,
             allow_abbrev=False,
-            conflict_handler="resolve",
         )
         if name == command:
-            module.add_arguments(subparser)
-    return parser
+            module.add_arguments(commands[name])
+    return parser, commands
+
+
+def describe_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
+    """What is wrong with arguments that `parser` does not know, and which of its flags may have been meant."""
+    lines = [f"unrecognized arguments: {' '.join(unknown)}"]
+    flags = list(parser._option_string_actions)
+    for flag in [argument.partition("=")[0] for argument in unknown if argument.startswith("--")]:
+        reason = why_no_flag(flag) if "--model" in flags else ""
+        close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
+        if reason:
+            lines.append(f"  {flag}: {reason}")
+        elif close:
+            lines.append(f"  {flag}: did you mean {close[0]}?")
+    return "\n".join(lines)
+
+
+def why_no_flag(flag: str) -> str:
+    """Why a field of `EngineArgs` has no flag; empty where there is no such field."""
+    from taco.engine.arg_utils import EngineArgs, Immaterial, NotBuilt, treatment_of
+
+    name = flag.removeprefix("--").replace("-", "_")
+    for field in dataclasses.fields(EngineArgs):
+        treatment = treatment_of(field)
+        if field.name == name and isinstance(treatment, NotBuilt):
+            return f"{treatment.feature} is not supported"
+        if field.name == name and isinstance(treatment, Immaterial):
+            return f"it would have no effect and can go: {treatment.reason}"
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error that was reported, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(arguments[0] if arguments else None).parse_args(arguments)
+    parser, commands = build_parsers(arguments[0] if arguments else None)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # The command before the flags, else the command's parser does not have them.
+        parser = commands[args.command] if args.command == arguments[0] else parser
+        parser.error(describe_unknown(parser, unknown))
     try:
         return COMMANDS[args.command].run(args)
     except TacoError as error:

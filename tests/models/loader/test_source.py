@@ -136,7 +136,7 @@ def test_ignore_patterns_exclude_files(monkeypatch: pytest.MonkeyPatch, folder: 
 
 def test_without_network_the_cache_is_used(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     hub = FakeHub(monkeypatch, folder, ConnectionError("no route to host"))
-    with pytest.raises(TacoValidationError, match="not in the cache and cannot be downloaded: no route to host"):
+    with pytest.raises(TacoValidationError, match="cannot be downloaded: no route to host. Check the name .*`taco"):
         resolve_model("owner/name")
     hub.cached = folder
     assert resolve_model("owner/name") == ModelSource("hf", str(folder))
