@@ -27,7 +27,7 @@ COMMANDS = """\
 /help           show this list
 /exit           leave; so does Ctrl-D
 Ctrl-C stops an answer."""
-# The demo model is small: at a temperature of 1 it rambles. This is what its authors recommend.
+# The demo model is small: at a temperature of 1 it rambles.
 DEMO_TEMPERATURE = 0.2
 
 
