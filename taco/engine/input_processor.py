@@ -669,6 +669,12 @@ class InputProcessor:
     def _check_grammar(self, params: SamplingParams) -> None:
         if params._grammar is None or self._grammars is None:
             return
+        if not params.all_stop_token_ids:
+            raise TacoValidationError(
+                "Guided decoding ends a text with a stop token, and this model has no end-of-sequence token: pass "
+                "stop_token_ids.",
+                parameter="stop_token_ids",
+            )
         try:
             self._grammars.check(params._grammar)
         except GrammarError as error:

@@ -111,8 +111,10 @@ class OutputProcessor:
         return [*self._parents, *self._ready]
 
     def child_ids(self, request_id: str) -> list[str]:
-        """Ids of the sequences of an unfinished request; none for other ids."""
+        """Ids of the sequences of an unfinished request, given its id or that of one of them; none for other ids."""
         parent = self._parents.get(request_id)
+        if parent is None and request_id in self._sequences:
+            parent = self._sequences[request_id].parent
         return [] if parent is None else [sequence.request.request_id for sequence in parent.sequences]
 
     def add(self, processed: ProcessedRequest) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from taco.guided.first_match import first_match
 from taco.guided.protocol import GrammarError
 from taco.guided.regex import Node, parse_regex, write_regex
 
-MAX_CHARS = 1_000_000
+MAX_CHARS = 200_000
 
 _GBNF_RULE = re.compile(r"^[ \t]*[A-Za-z_][\w-]*[ \t]*::=", re.MULTILINE)
 # What a Lark grammar is made of, as far as it matters here: texts, comments, expressions, and the rest.
@@ -33,7 +34,9 @@ def read_grammar(source: str) -> str:
         raise GrammarError(f"The grammar has {len(source)} characters; at most {MAX_CHARS} are compiled.")
     if "\0" in source:
         raise GrammarError("The grammar must not contain a NUL character.")
-    return _LARK_PARTS.sub(_rewrite, _from_gbnf(source) if _GBNF_RULE.search(source) else source)
+    if _GBNF_RULE.search(source):
+        return _LARK_PARTS.sub(lambda part: _rewrite(part, ends_as_in_python=False), _from_gbnf(source))
+    return _LARK_PARTS.sub(lambda part: _rewrite(part, ends_as_in_python=True), source)
 
 
 def as_lark(node: Node) -> str:
@@ -50,9 +53,10 @@ def _from_gbnf(source: str) -> str:
         raise GrammarError(f"The grammar is no GBNF: {error}.") from None
 
 
-def _rewrite(part: re.Match[str]) -> str:
+def _rewrite(part: re.Match[str], ends_as_in_python: bool) -> str:
     if part["regex"]:
         body = part["body"].replace(r"\/", "/")
         flags = "".join(sorted({*part["flags"]} - {"l", "u"}))
-        return as_lark(parse_regex(f"(?{flags}:{body})" if flags else body))
+        node = parse_regex(f"(?{flags}:{body})" if flags else body)
+        return as_lark(first_match(node, part["regex"][:80]) if ends_as_in_python else node)
     return part["text"] or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,7 @@ import numpy as np
 from taco.guided.choices import read_choices
 from taco.guided.grammars import read_grammar
 from taco.guided.protocol import CompiledGrammar, GrammarError, Matcher
-from taco.guided.regex import either, parse_regex, parse_whitespace, write_regex
+from taco.guided.regex import either, num_positions, parse_regex, parse_whitespace, write_regex
 from taco.guided.schema import NormalSchema, read_schema
 from taco.guided.spec import GrammarKind, GrammarSpec
 from taco.guided.structural_tags import read_structural_tag
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 # lengths; with these a mask within a string of bounded length takes three quarters of the time.
 _IN_STRINGS = r'[^"\\\x00-\x1F\x7F]'
 _SLICES = [r"[\x20\x0A\x0D\x09]+", *(_IN_STRINGS + f"{{1,{n}}}" for n in (2, 4, 6, 8, 10, 15, 30)), _IN_STRINGS + "+"]
+
+
+_MAX_POSITIONS = 200_000
+_MAX_SHALLOW = 10_000  # characters of a grammar, whose rules then are not nested too deep for the stack of any thread
+_DEEP_STACK_BYTES = 512 << 20  # of which no more is used than needed
+_stack_size_lock = threading.Lock()
+
+_MAX_ENCODED = 256  # characters of a forced text whose tokens are found
+_MAX_UNSURE = 16  # tokens at the end of a text, which might be others if the text went on
+_MAX_FORCED = 64  # tokens that are found at a time
 
 
 class LLGuidanceBackend:
@@ -64,11 +75,9 @@ class LLGuidanceBackend:
             )
         else:
             grammar = self._grammar(spec)
-        template = self._matcher_class(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if not template.is_error():
-            template.compute_bitmask()  # does what later masks share
+        template = self._make_template(grammar) if len(grammar) <= _MAX_SHALLOW else self._make_deep_template(grammar)
         if template.is_error():
-            message = template.get_error()
+            message = _plain(template.get_error())
             raise GrammarError(f"llguidance: {message}") if schema is None else schema.explain(message)
         if schema is not None and template.is_accepting():
             # No JSON is the empty text: the library has found no number between such bounds, and says nothing.
@@ -78,6 +87,25 @@ class LLGuidanceBackend:
             )
         return _Grammar(template, len(grammar))
 
+    def _make_template(self, grammar: str) -> llguidance.LLMatcher:
+        template = self._matcher_class(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if not template.is_error():
+            template.compute_bitmask()  # does what later masks share
+        return template
+
+    def _make_deep_template(self, grammar: str) -> llguidance.LLMatcher:
+        """As `_make_template`, with a large stack: the library follows rules by recursion."""
+        made: list[llguidance.LLMatcher] = []
+        with _stack_size_lock:
+            previous = threading.stack_size(_DEEP_STACK_BYTES)
+            try:
+                thread = threading.Thread(target=lambda: made.append(self._make_template(grammar)))
+                thread.start()
+            finally:
+                threading.stack_size(previous)
+        thread.join()
+        return made[0]
+
     def fill_masks(self, matchers: Sequence[Matcher], masks: np.ndarray) -> list[str | None]:
         own = [cast(_Matcher, matcher).matcher for matcher in matchers]
         pairs = [(matcher, row) for row, matcher in enumerate(own)]
@@ -85,14 +113,20 @@ class LLGuidanceBackend:
         problems: list[str | None] = [None] * len(own)
         for row, matcher in enumerate(own):
             if matcher.is_error():
-                problems[row] = matcher.get_error()
+                problems[row] = f"llguidance: {_plain(matcher.get_error())}"
                 masks[row] = 0
         return problems
 
     def _grammar(self, spec: GrammarSpec) -> str:
         """A constraint other than a JSON schema in the library's own notation."""
         if spec.kind is GrammarKind.REGEX:
-            return self._matcher_class.grammar_from_regex(write_regex(parse_regex(spec.source)))
+            node = parse_regex(spec.source)
+            if (size := num_positions(node)) > _MAX_POSITIONS:
+                raise GrammarError(
+                    f"The regular expression has {size} characters once repetition is written out; at most "
+                    f"{_MAX_POSITIONS} can be enforced."
+                )
+            return self._matcher_class.grammar_from_regex(write_regex(node))
         if spec.kind is GrammarKind.CHOICE:
             return self._matcher_class.grammar_from_regex(write_regex(either(read_choices(spec.source))))
         if spec.kind is GrammarKind.GRAMMAR:
@@ -110,6 +144,11 @@ class LLGuidanceBackend:
         """A JSON schema inside a grammar."""
         normal = self._read_schema(json.dumps(schema), spec)
         return "%json " + json.dumps({"x-guidance": _json_options(spec), **normal.root})
+
+
+def _plain(message: str) -> str:
+    """What the library says of an error, without its own state."""
+    return message.partition("<non-verbose/>")[0].partition("<state>")[0].partition("<backtrace>")[0].strip()
 
 
 def _json_options(spec: GrammarSpec) -> dict[str, Any]:
@@ -134,9 +173,16 @@ class _Tokenizer:
         self.tokens = list(vocabulary.tokens)
         for token_id in self.special_token_ids:
             self.tokens[token_id] = special.get(token_id, f"<|no text {token_id}|>").encode()
+        self._id_of_byte = [vocabulary.ids_of_bytes.get(bytes([byte]), [-1])[0] for byte in range(256)]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._vocabulary.encode(text.decode() if isinstance(text, bytes) else text)
+        text = text.decode() if isinstance(text, bytes) else text
+        if len(text) <= _MAX_ENCODED or -1 in self._id_of_byte:
+            return self._vocabulary.encode(text)
+        # Of a long text only the first tokens are looked at, and again at each of them: the rest need not be canonical.
+        start = self._vocabulary.encode(text[:_MAX_ENCODED])[:-_MAX_UNSURE]
+        num_bytes = sum(len(self._vocabulary.tokens[token_id]) for token_id in start)
+        return start + [self._id_of_byte[byte] for byte in text.encode()[num_bytes:]]
 
 
 def _end_token(vocabulary: Vocabulary) -> int:
@@ -184,7 +230,7 @@ class _Matcher:
         # The mask has one bit where the library forces a token, and each place depends on the token before it.
         matcher = self.matcher
         forced: list[int] = []
-        while not matcher.is_stopped() and (found := matcher.compute_ff_tokens()):
+        while len(forced) < _MAX_FORCED and not matcher.is_stopped() and (found := matcher.compute_ff_tokens()):
             if not matcher.try_consume_tokens(found[:1]):
                 break
             forced.append(found[0])

@@ -11,7 +11,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -50,11 +50,15 @@ class Either:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A part `least` to `most` times; any number of times from `least` on if `most` is None."""
+    """A part `least` to `most` times; any number of times from `least` on if `most` is None.
+
+    Lazy repetition matches the same texts; `re` tries the shorter ones first.
+    """
 
     part: Node
     least: int
     most: int | None
+    is_lazy: bool = False
 
 
 Node = Chars | Concat | Either | Repeat
@@ -150,7 +154,7 @@ def restrict(node: Node, alphabet: Iterable[int]) -> Node:
         return Concat(tuple(restrict(part, alphabet) for part in node.parts))
     if isinstance(node, Either):
         return Either(tuple(restrict(option, alphabet) for option in node.options))
-    return Repeat(restrict(node.part, alphabet), node.least, node.most)
+    return replace(node, part=restrict(node.part, alphabet))
 
 
 def without_char(node: Node, code: int) -> Node:
@@ -172,7 +176,7 @@ def _subtract_char(node: Node, code: int) -> Node:
         return Concat(tuple(_subtract_char(part, code) for part in node.parts))
     if isinstance(node, Either):
         return Either(tuple(_subtract_char(option, code) for option in node.options))
-    return Repeat(_subtract_char(node.part, code), node.least, node.most)
+    return replace(node, part=_subtract_char(node.part, code))
 
 
 def num_positions(node: Node) -> int:
@@ -237,7 +241,7 @@ def _without_voids(node: Node) -> Node:
         options = tuple(_without_voids(option) for option in node.options if not is_void(option))
         return options[0] if len(options) == 1 else Either(options)
     if isinstance(node, Repeat):
-        return EMPTY if is_void(node.part) else Repeat(_without_voids(node.part), node.least, node.most)
+        return EMPTY if is_void(node.part) else replace(node, part=_without_voids(node.part))
     return node
 
 
@@ -419,7 +423,7 @@ class _Reader:
             part = self._sequence(list(inner), flags, False, False)
             if bound == 0 or part == EMPTY:
                 return EMPTY
-            return part if (least, bound) == (1, 1) else Repeat(part, int(least), bound)
+            return part if (least, bound) == (1, 1) else Repeat(part, int(least), bound, name == "MIN_REPEAT")
         if name == "AT":
             if str(value) in (*_BEGIN, *_END):
                 raise _Anchor

@@ -27,6 +27,7 @@ from taco.guided.regex import Node, parse_json_pattern, parse_name_pattern, pars
 
 MAX_DEPTH = 64
 MAX_CHARS = 4_000_000
+MAX_DEFINITIONS = 10_000
 MAX_NUMBER = 10**18  # the libraries compute with binary floating point and 64 bits, some of which they need themselves
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
@@ -154,7 +155,7 @@ _CAUSES = {
     "circular": ("$ref",),
     "incompatible": ("allOf", "$ref", "anyOf", "enum"),
     "Regex is empty": ("pattern", "minLength", "maxLength", "enum"),
-    "minItems": ("minItems", "maxItems"),
+    "minItems": ("minItems", "maxItems", "prefixItems"),
     "maxLength": ("minLength", "maxLength"),
     "inimum": ("minimum", "maximum"),
     "integer interval": ("minimum", "maximum"),
@@ -367,6 +368,8 @@ class _Reader:
             return
         key = (id(value), schema.closes_beside)
         if key not in self._definitions:
+            if len(self._definitions) >= MAX_DEFINITIONS:
+                raise GrammarError(f"The JSON schema has more than {MAX_DEFINITIONS} definitions.")
             self._definitions[key] = str(len(self._definitions))
             self._pending.append((value, path, schema.closes_beside, self._definitions[key]))
         name = self._definitions[key]

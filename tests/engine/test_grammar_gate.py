@@ -129,6 +129,17 @@ def test_a_waiting_request_can_be_aborted(llm: LLM) -> None:
     assert [output.request_id for output in seen if output.finished] == ["last"]
 
 
+def test_a_request_is_aborted_by_the_id_of_a_sample_too(llm: LLM) -> None:
+    engine = llm.llm_engine
+    engine.add_request("pair", PROMPT, guided(CHAIN, [12], temperature=1, n=2))
+    while not engine.scheduler.num_guided:
+        engine.step()
+    assert engine.scheduler.num_guided == 2
+    engine.abort_request(engine.output_processor.child_ids("pair")[1])
+    assert not engine.has_unfinished_requests()
+    assert engine.scheduler.num_unfinished == engine.scheduler.num_guided == 0
+
+
 def test_what_fails_is_an_error_of_its_row(llm: LLM) -> None:
     params = [
         guided(CHOICE, [2]),

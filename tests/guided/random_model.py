@@ -48,7 +48,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, made: PreTrainedTokenizerFast | None = None, eos_token_id: int = EOS) -> Path:
+def save_model(folder: Path, made: PreTrainedTokenizerFast | None = None, eos_token_id: int | None = EOS) -> Path:
     """Writes model and tokenizer to a folder."""
     made = made or tokenizer()
     torch.manual_seed(0)

@@ -278,6 +278,18 @@ def test_the_end_comes_even_if_the_model_must_not_end(llm: LLM) -> None:
     assert outputs[2].outputs[0].finish_reason == "stop"
 
 
+def test_without_any_stop_token_no_text_could_end(tmp_path: Path) -> None:
+    made = copy.deepcopy(tokenizer())
+    made.eos_token = None
+    with LLM(str(save_model(tmp_path, made, eos_token_id=None)), dtype="float32", kv_cache_memory_bytes=1 << 20) as llm:
+        params = SamplingParams(temperature=0, guided_decoding=guided(choice=["ab"]))
+        with pytest.raises(TacoValidationError, match="no end-of-sequence token: pass stop_token_ids"):
+            llm.generate([PROMPT], params, **QUIET)
+        params.stop_token_ids = [2]
+        one = llm.generate([PROMPT], params, **QUIET)[0].outputs[0]
+        assert (one.text, one.finish_reason, one.stop_reason) == ("ab", "stop", 2)
+
+
 @pytest.mark.parametrize("included", [False, True])
 def test_stop_texts(llm: LLM, included: bool) -> None:
     free = judged(llm)

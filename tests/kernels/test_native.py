@@ -107,3 +107,30 @@ def test_what_lies_in_the_cache_behind_the_keys_does_not_matter() -> None:
         key_cache[block, :, offset:] = float("nan")
         value_cache[block, :, offset:] = float("inf")
     assert torch.equal(attend(batch, None, "native"), expected)
+
+
+class TestIdleTeam:
+    @pytest.fixture(autouse=True)
+    def two_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    @needs_library
+    def test_results_and_errors_pass(self) -> None:
+        assert native.with_idle_team(lambda: native.with_idle_team(lambda: 5)) == 5
+        for error in (ValueError("oh"), KeyboardInterrupt()):
+
+            def work(error: BaseException = error) -> None:
+                raise error
+
+            with pytest.raises(type(error)) as caught:
+                native.with_idle_team(work)
+            assert caught.value is error
+
+    def test_an_interrupt_that_ctypes_has_dropped_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Interrupted:
+            def taco_with_idle_team(self, work: object, num_threads: int) -> None:
+                pass
+
+        monkeypatch.setattr(native, "library", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            native.with_idle_team(lambda: 5)

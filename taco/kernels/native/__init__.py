@@ -124,7 +124,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if name is None and wanted:
         raise TacoValidationError(
             f"The environment variable TACO_NATIVE_KERNELS is {wanted!r}, which this processor does not support or "
-            'which does not exist; there are "avx512_bf16", "avx512" and "avx2", and "0" for none.',
+            'which does not exist; there are "amx", "avx512_bf16", "avx512" and "avx2", and "0" for none.',
             parameter="TACO_NATIVE_KERNELS",
             value=wanted,
         )
@@ -149,7 +149,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def instruction_set() -> str | None:
-    """Name of the instruction set in use ("avx512_bf16", "avx512", "avx2"), or None without the library."""
+    """Name of the instruction set in use ("amx", "avx512_bf16", "avx512", "avx2"), or None without the library."""
     loaded, text = _load()
     return None if loaded is None else text
 
@@ -159,7 +159,7 @@ def instruction_sets() -> list[str]:
     loaded, best = _load()
     if loaded is None:
         return []
-    names = [name for name in ("avx512_bf16", "avx512", "avx2") if loaded.taco_choose(name.encode())]
+    names = [name for name in ("amx", "avx512_bf16", "avx512", "avx2") if loaded.taco_choose(name.encode())]
     loaded.taco_choose(best.encode())
     return names
 
@@ -202,15 +202,11 @@ def with_idle_team(work: Callable[[], T]) -> T:
     loaded.taco_with_idle_team(WORK(call), num_threads)
     if errors:
         raise errors[0]
+    if not results:  # it came between C and the first line of `call`, where ctypes drops what is raised
+        raise KeyboardInterrupt
     return results[0]
 
 
 def packs(dtype: torch.dtype) -> bool:
-    """Whether weights of this dtype on a CPU are best multiplied by the library.
-
-    Not in bfloat16 on processors with matrix units (AMX), which oneDNN uses and the library does not.
-    """
-    loaded = library()
-    if loaded is None or dtype not in TYPES:
-        return False
-    return dtype == torch.float32 or not loaded.taco_has_amx()
+    """Whether weights of this dtype on a CPU are multiplied by the library."""
+    return library() is not None and dtype in TYPES
