@@ -9,6 +9,7 @@
 #define NV 2
 #define MR 6
 #define DOT_BF16 0
+#define AMX 0
 #include "instruction_set.inc"
 #ifdef __clang__
 #pragma clang attribute pop

@@ -11,6 +11,7 @@
 #define NV 2
 #define MR 12
 #define DOT_BF16 1
+#define AMX 0
 #include "instruction_set.inc"
 #ifdef __clang__
 #pragma clang attribute pop

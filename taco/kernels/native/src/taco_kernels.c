@@ -7,24 +7,41 @@
 #include <stddef.h>
 #include <string.h>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
+#define HAS_AMX 1
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+extern const taco_instruction_set taco_kernels_amx;
 #endif
-
 #if defined(__x86_64__)
 extern const taco_instruction_set taco_kernels_avx512_bf16, taco_kernels_avx512, taco_kernels_avx2;
+#endif
+
+#if defined(HAS_AMX)
+/* Whether the processor has matrix units for bfloat16, and the kernel lets this process use them. */
+static int may_use_amx(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 #endif
 
 static const taco_instruction_set *chosen = NULL;
 
 /* Chooses the best instruction set, or the one called `name`. Returns its name, or NULL if there is none. */
 TACO_API const char *taco_choose(const char *name) {
-    const taco_instruction_set *supported[3];
+    const taco_instruction_set *supported[4];
     int count = 0;
 #if defined(__x86_64__)
     const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(HAS_AMX)
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && may_use_amx())
+        supported[count++] = &taco_kernels_amx;
+#endif
     if (avx512 && __builtin_cpu_supports("avx512bf16"))
         supported[count++] = &taco_kernels_avx512_bf16;
     if (avx512)
@@ -38,16 +55,6 @@ TACO_API const char *taco_choose(const char *name) {
             return chosen->name;
         }
     return NULL;
-}
-
-/* Whether the processor has matrix units for bfloat16 (AMX). */
-TACO_API int taco_has_amx(void) {
-#if defined(__x86_64__)
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
-#else
-    return 0;
-#endif
 }
 
 /* Sizes of the structures, to be compared with those of the caller. */
