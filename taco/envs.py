@@ -111,7 +111,7 @@ def limit_onednn_caches(num_entries: int = 128) -> None:
 
 def native_kernels() -> str:
     """Which native CPU kernels to use, from TACO_NATIVE_KERNELS: "" for the best that the processor has, "0" for none,
-    or the name of an instruction set ("avx512_bf16", "avx512", "avx2")."""
+    or the name of an instruction set ("amx", "avx512_bf16", "avx512", "avx2")."""
     return os.environ.get("TACO_NATIVE_KERNELS", "").strip()
 
 
