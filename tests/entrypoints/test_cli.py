@@ -22,7 +22,7 @@ from taco.entrypoints.cli import chat, demo, generate
 from taco.entrypoints.cli.main import main
 from taco.errors import BatchValidationError, TacoValidationError
 from taco.outputs import CompletionOutput, RequestOutput
-from taco.sampling_params import RequestOutputKind, SamplingParams
+from taco.sampling_params import GuidedDecodingParams, RequestOutputKind, SamplingParams
 
 
 def completion(text: str, finish_reason: str | None = "stop", index: int = 0) -> CompletionOutput:
@@ -301,6 +301,35 @@ def test_every_sampling_flag_is_a_field_of_its_name(echo: list[EchoLLM]) -> None
     for name, value in {"top_k": 5, "min_p": 0.25, "no_repeat_ngram_size": 3, "repetition_penalty": 1.5}.items():
         assert main(["generate", "--prompt", "a", "--model", "m", "--" + name.replace("_", "-"), str(value)]) == 0
         assert getattr(echo[-1].params, name) == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--regex", "a+"], {"regex": "a+"}),
+        (["--choice", "yes", "--choice", "no"], {"choice": ["yes", "no"]}),
+        (["--json-schema", "FILE"], {"json": "{}"}),
+        (["--grammar", "FILE"], {"grammar": "{}"}),
+    ],
+)
+def test_a_constraint_holds_for_all_outputs(
+    echo: list[EchoLLM], tmp_path: Path, flags: list[str], expected: dict[str, Any]
+) -> None:
+    file = tmp_path / "constraint"
+    file.write_text("{}")
+    assert main(["generate", "--prompt", "a", *(str(file) if flag == "FILE" else flag for flag in flags)]) == 0
+    assert echo[0].params.guided_decoding == GuidedDecodingParams(**expected)
+
+
+def test_there_is_one_constraint_and_its_file_must_be_there(
+    echo: list[EchoLLM], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--prompt", "a", "--regex", "a", "--choice", "b"])
+    assert "--choice: not allowed with argument --regex" in capsys.readouterr().err
+    assert main(["generate", "--prompt", "a", "--json-schema", "/no/such"]) == 1
+    assert "--json-schema: cannot read /no/such" in capsys.readouterr().err
+    assert not echo
 
 
 def test_text_file_has_a_prompt_a_line(echo: list[EchoLLM], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_argum
 from taco.errors import TacoError, TacoValidationError
 
 if TYPE_CHECKING:
-    from taco import RequestOutput
+    from taco import GuidedDecodingParams, RequestOutput
 
 HELP = "generate text for many prompts and write it as JSON lines (with the demo model unless --model is given)"
 
@@ -44,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="raise",
         help="raise: run nothing if a prompt is not valid; return: give it an error and run the others",
     )
+    constraints = parser.add_argument_group(
+        "guided decoding", "What every output has to match; at most one of these."
+    ).add_mutually_exclusive_group()
+    constraints.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="JSON that matches the schema in this file"
+    )
+    constraints.add_argument("--regex", metavar="TEXT", help="a regular expression")
+    constraints.add_argument("--choice", action="append", metavar="TEXT", help="one of these texts; may be repeated")
+    constraints.add_argument("--grammar", type=Path, metavar="FILE", help="a grammar in this file, Lark or GBNF")
     add_sampling_arguments(
         parser,
         max_tokens=256,
@@ -56,11 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate for all rows; the output is written in their order, and to a file only as a whole."""
     rows = read_rows(args)
-    sampling_params(args, n=args.n)
+    fields = {"n": args.n, "guided_decoding": read_constraint(args)}
+    sampling_params(args, **fields)
     use_tqdm = sys.stderr.isatty()
     with open_output(args.output) as file:
         with make_llm(args) as llm:
-            params = sampling_params(args, llm.default_sampling_params, n=args.n)
+            params = sampling_params(args, llm.default_sampling_params, **fields)
             if "messages" in rows[0]:
                 conversations = [row["messages"] for row in rows]
                 outputs = llm.chat(conversations, params, use_tqdm=use_tqdm, on_error=args.on_error)
@@ -72,6 +82,34 @@ def run(args: argparse.Namespace) -> int:
     if num_errors:
         print(f'{num_errors} of {len(rows)} rows failed; their "error" says why.', file=sys.stderr)
     return 1 if num_errors else 0
+
+
+def read_constraint(args: argparse.Namespace) -> GuidedDecodingParams | None:
+    """What the flags say of all outputs.
+
+    Raises:
+        TacoValidationError: a file cannot be read.
+    """
+    from taco import GuidedDecodingParams
+
+    if args.regex is not None or args.choice is not None:
+        return GuidedDecodingParams(regex=args.regex, choice=args.choice)
+    if args.json_schema is not None:
+        return GuidedDecodingParams(json=read_text("--json-schema", args.json_schema))
+    if args.grammar is not None:
+        return GuidedDecodingParams(grammar=read_text("--grammar", args.grammar))
+    return None
+
+
+def read_text(flag: str, path: Path) -> str:
+    """
+    Raises:
+        TacoValidationError: the file that a flag names cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TacoValidationError(f"{flag}: cannot read {path}: {error}.") from error
 
 
 @contextmanager
@@ -129,11 +167,7 @@ def read_rows(args: argparse.Namespace) -> list[Row]:
             raise TacoValidationError("There is no prompt: use --prompt TEXT, --input FILE, or a pipe.")
         name, text = "standard input", sys.stdin.read()
     else:
-        name = str(args.input)
-        try:
-            text = args.input.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TacoValidationError(f"--input: cannot read {name}: {error}.") from error
+        name, text = str(args.input), read_text("--input", args.input)
     is_jsonl = args.input_format == "jsonl" or (args.input_format == "auto" and name.endswith(".jsonl"))
     # str.splitlines would also split at U+2028 and others, which JSON strings and prompts may contain.
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
