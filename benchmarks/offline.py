@@ -82,7 +82,7 @@ class Transformers:
     name = "transformers"
 
     def __init__(self, model: str, dtype: str) -> None:
-        from taco.models.loader.checkpoint import open_checkpoint
+        from taco.models.loader.opening import open_checkpoint
         from taco.models.loader.source import load_hf_config, resolve_model
 
         started = time.perf_counter()

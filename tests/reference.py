@@ -13,7 +13,7 @@ def build(path: str | Path):
     """The transformers model of a folder or GGUF file, in float32."""
     from transformers import AutoModelForCausalLM
 
-    from taco.models.loader.checkpoint import open_checkpoint
+    from taco.models.loader.opening import open_checkpoint
     from taco.models.loader.source import load_hf_config, resolve_model
 
     source = resolve_model(str(path))

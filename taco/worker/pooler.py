@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from taco.config import PoolerSettings
 from taco.errors import TacoValidationError, UnsupportedFeatureError
-from taco.models.loader.checkpoint import open_checkpoint
+from taco.models.loader.opening import open_checkpoint
 from taco.models.loader.source import ModelSource
 from taco.plan import NewRow
 from taco.pooling_params import PoolingParams

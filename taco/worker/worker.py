@@ -15,7 +15,7 @@ from taco.envs import limit_onednn_caches
 from taco.errors import EngineAsleepError, EngineError, TacoValidationError
 from taco.kernels import native
 from taco.models.loader.apply import load_dummy_weights, load_weights
-from taco.models.loader.checkpoint import open_checkpoint
+from taco.models.loader.opening import open_checkpoint
 from taco.models.loader.update import Placement, Weights, drop_weights
 from taco.models.registry import resolve_model_class
 from taco.plan import StepPlan, StepResult

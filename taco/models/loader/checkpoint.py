@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from taco.errors import TacoValidationError
-from taco.models.loader.source import ModelSource, select_weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -84,50 +81,6 @@ class WeightEntry:
     add: float = 0.0
     optional: bool = False
     aliases: tuple[str, ...] = ()
-
-
-def open_checkpoint(source: ModelSource, *, load_format: str, hf_config: Any) -> Checkpoint:
-    """Open the weights of a model.
-
-    Args:
-        load_format: "auto" (safetensors, else .bin), "safetensors", "pt" or "gguf"; "dummy" has no checkpoint.
-        hf_config: configuration of the model; GGUF files need it to undo the layout of their converter.
-
-    Raises:
-        TacoValidationError: there are no weights in that format, or their files are damaged or incomplete.
-    """
-    if source.kind == "gguf":
-        from taco.models.loader.gguf_checkpoint import GGUFCheckpoint
-
-        return GGUFCheckpoint(source.path, hf_config)
-
-    from taco.models.loader.safetensors_checkpoint import SafetensorsCheckpoint, TorchCheckpoint
-
-    paths = _weight_files(Path(source.path), load_format)
-    return SafetensorsCheckpoint(paths) if paths[0].endswith(".safetensors") else TorchCheckpoint(paths)
-
-
-def _weight_files(folder: Path, load_format: str) -> list[str]:
-    """The files of the weights: one, or the shards that an index names, or all that there are."""
-    names = select_weight_files(os.listdir(folder), load_format)
-    if not names:
-        raise TacoValidationError(
-            f"{folder} has no weights that load_format={load_format!r} can read (*.safetensors, pytorch_model*.bin). "
-            'Complete the folder, or pass load_format="dummy" for random weights.',
-            parameter="model",
-            value=str(folder),
-        )
-    index_name = "model.safetensors.index.json" if names[0].endswith(".safetensors") else "pytorch_model.bin.index.json"
-    index = folder / index_name
-    if len(names) > 1 and index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TacoValidationError(f"{index} is damaged: it has no valid weight_map ({error!r}).") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise TacoValidationError(f"{folder} is incomplete: {index_name} names files that are missing: {missing}.")
-    return [str(folder / name) for name in names]
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:

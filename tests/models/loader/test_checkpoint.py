@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from taco.errors import TacoValidationError
 from taco.models.loader import checkpoint as checkpoint_module
-from taco.models.loader.checkpoint import BlockCheckpoint, Checkpoint, TensorInfo, open_checkpoint, row_blocks
+from taco.models.loader.checkpoint import BlockCheckpoint, Checkpoint, TensorInfo, row_blocks
+from taco.models.loader.opening import open_checkpoint
 from taco.models.loader.source import ModelSource
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8]

@@ -13,8 +13,9 @@ from taco.errors import UnsupportedFeatureError
 from taco.models.loader import checkpoint as checkpoint_module
 from taco.models.loader import gguf_checkpoint
 from taco.models.loader.apply import load_weights
-from taco.models.loader.checkpoint import TensorInfo, WeightEntry, open_checkpoint
+from taco.models.loader.checkpoint import TensorInfo, WeightEntry
 from taco.models.loader.gguf_checkpoint import GGUFCheckpoint
+from taco.models.loader.opening import open_checkpoint
 from taco.models.loader.source import ModelSource, load_hf_config
 from tests.models.loader.tiny_gguf import MODELS, finish, state_dict, tiny_model, write_model
 
