@@ -19,6 +19,8 @@ class Behaviour:
     Args:
         use_generation_config_defaults: without sampling parameters, those of the model's generation_config.json apply
             (`generation_config` is "auto" by default) instead of neutral ones.
+        drops_transformers_defaults: values of that file that transformers 4 has by default, such as a top_k of 50, are
+            as if they were not there.
         dtype_auto_float32: what dtype="auto" makes of a float32 checkpoint on an accelerator: "float16" (bfloat16 for
             Gemma 2), or "platform", the type that the device prefers.
         prefix_caching_default: prefix caching without `enable_prefix_caching`.
@@ -45,6 +47,7 @@ class Behaviour:
     """
 
     use_generation_config_defaults: bool
+    drops_transformers_defaults: bool
     dtype_auto_float32: Literal["float16", "platform"]
     prefix_caching_default: bool
     priority_needs_policy: bool
@@ -64,6 +67,7 @@ class Behaviour:
 
 V0_6 = Behaviour(
     use_generation_config_defaults=False,
+    drops_transformers_defaults=True,
     dtype_auto_float32="float16",
     prefix_caching_default=True,
     priority_needs_policy=True,
@@ -83,6 +87,7 @@ V0_6 = Behaviour(
 
 V0_33 = Behaviour(
     use_generation_config_defaults=True,
+    drops_transformers_defaults=False,
     dtype_auto_float32="platform",
     prefix_caching_default=True,
     priority_needs_policy=False,
