@@ -32,8 +32,20 @@ class TacoValidationError(TacoError, ValueError):
         self.value = value
 
 
-class UnsupportedFeatureError(TacoValidationError):
+class UnsupportedFeatureError(TacoValidationError, NotImplementedError):
     """A parameter is known, but what it asks for does not exist in this version of taco."""
+
+
+class UnknownPartTypeError(TacoValidationError, NotImplementedError):
+    """A part of a chat message has a type that is not known. vLLM 0.6 raises a NotImplementedError there."""
+
+
+class EmptyAdapterPathError(TacoValidationError, AssertionError):
+    """An adapter has no folder. vLLM fails an assertion there."""
+
+
+class ChatTemplateResolutionError(TacoValidationError):
+    """A conversation cannot become a prompt, as there is no chat template."""
 
 
 class BatchValidationError(TacoValidationError):
@@ -56,6 +68,10 @@ class BatchValidationError(TacoValidationError):
             f"{len(self.errors)} of {num_rows} rows {verb} not valid, so nothing was run; "
             'correct them, or pass on_error="return" to run the others:\n' + "\n".join(shown)
         )
+        self.num_rows = num_rows
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception is copied with its message alone
+        return type(self), (self.errors, self.num_rows), self.__dict__
 
 
 class EngineError(TacoError, RuntimeError):

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.errors import (
+    ChatTemplateResolutionError,
+    TacoValidationError,
+    UnknownPartTypeError,
+    UnsupportedFeatureError,
+)
 from taco.tool_calls import tool_schema
 
 if TYPE_CHECKING:
@@ -115,7 +120,8 @@ class ChatRenderer:
         default_template: replaces the tokenizer's template where the options have none.
 
     Raises:
-        TacoValidationError: there is no template, or there is one for a tokenizer that encodes chats itself.
+        ChatTemplateResolutionError: there is no template.
+        TacoValidationError: there is one for a tokenizer that encodes chats itself.
     """
 
     def __init__(self, tokenizer: Any, options: ChatOptions, default_template: str | None = None) -> None:
@@ -313,7 +319,7 @@ def _find_template(tokenizer: Any, wanted: str | None, tools: list[Any] | None) 
             value=wanted,
         ) from None
     except ValueError as error:
-        raise TacoValidationError(
+        raise ChatTemplateResolutionError(
             "There is no chat template: as of transformers v4.44, default chat template is no longer allowed, so "
             "you must provide a chat template if the tokenizer does not define one. Pass chat_template. "
             f"({error})",
@@ -329,6 +335,7 @@ def content_texts(content: object) -> list[str]:
 
     Raises:
         TacoValidationError: another form.
+        UnknownPartTypeError: a part of a type that nobody knows.
         UnsupportedFeatureError: images, audio, video, ...
     """
     if content is None:
@@ -361,7 +368,7 @@ def _part_text(part: object) -> str:
             value=kind,
         )
     if kind not in _TEXT_PARTS:
-        raise TacoValidationError(
+        raise UnknownPartTypeError(
             f"Unknown part type: {kind!r} (Unsupported chat content part type: {kind!r}); known are "
             f"{list(_TEXT_PARTS)}.",
             parameter="messages",

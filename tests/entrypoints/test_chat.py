@@ -7,7 +7,7 @@ import pytest
 
 from taco.engine.input_processor import TokenizeOptions
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, content_texts, split_conversations
-from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.errors import ChatTemplateResolutionError, TacoValidationError, UnsupportedFeatureError
 from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer
 
 SHOW = "{{ messages }}|{{ tools }}|{{ documents }}|{{ color }}"
@@ -52,7 +52,9 @@ def test_named_templates() -> None:
 
 
 def test_without_a_template_the_error_says_what_to_do() -> None:
-    with pytest.raises(TacoValidationError, match="default chat template is no longer allowed.*Pass chat_template"):
+    with pytest.raises(
+        ChatTemplateResolutionError, match="default chat template is no longer allowed.*Pass chat_template"
+    ):
         ChatRenderer(tokenizer_with(None), ChatOptions())
 
 
@@ -189,6 +191,11 @@ def test_media_are_refused_by_name(part: dict[str, Any]) -> None:
 def test_malformed_conversations_are_errors(messages: Any, message: str) -> None:
     with pytest.raises(TacoValidationError, match=message):
         render(messages)
+
+
+def test_an_unknown_part_is_not_implemented() -> None:
+    with pytest.raises(NotImplementedError, match="Unknown part type: 'smell'"):
+        content_texts([{"type": "smell"}])
 
 
 def test_errors_of_a_template_are_reported_with_their_text() -> None:
