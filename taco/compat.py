@@ -43,6 +43,10 @@ class Behaviour:
             otherwise the generated tokens, with it.
         beam_text_keeps_special_tokens: texts of `LLM.beam_search` show special tokens, whatever the parameters say.
         beam_logprobs_have_text: log-probabilities of `LLM.beam_search` have the texts of the tokens.
+        developer_becomes_system: a chat message of the role "developer" gets the role "system" where the template does not
+            mention the former.
+        drops_malformed_tool_arguments: arguments of tool calls that are not valid JSON are {} to the chat template, with
+            a warning, instead of an error.
         tokenizer_is_awaited: `AsyncLLMEngine.get_tokenizer` returns an awaitable instead of the tokenizer.
     """
 
@@ -62,6 +66,8 @@ class Behaviour:
     beam_score_includes_prompt: bool
     beam_text_keeps_special_tokens: bool
     beam_logprobs_have_text: bool
+    developer_becomes_system: bool
+    drops_malformed_tool_arguments: bool
     tokenizer_is_awaited: bool
 
 
@@ -82,6 +88,8 @@ V0_6 = Behaviour(
     beam_score_includes_prompt=True,
     beam_text_keeps_special_tokens=True,
     beam_logprobs_have_text=True,
+    developer_becomes_system=False,
+    drops_malformed_tool_arguments=False,
     tokenizer_is_awaited=True,
 )
 
@@ -102,6 +110,8 @@ V0_33 = Behaviour(
     beam_score_includes_prompt=False,
     beam_text_keeps_special_tokens=False,
     beam_logprobs_have_text=False,
+    developer_becomes_system=True,
+    drops_malformed_tool_arguments=True,
     tokenizer_is_awaited=False,
 )
 

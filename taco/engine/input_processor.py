@@ -408,6 +408,12 @@ class InputProcessor:
         Raises:
             TacoValidationError: a value is wrong.
         """
+        if not isinstance(tokenization_kwargs, Mapping | None):
+            raise TacoValidationError(
+                f"tokenization_kwargs must be a dict or None, but is of type {type(tokenization_kwargs).__name__}.",
+                parameter="tokenization_kwargs",
+                value=tokenization_kwargs,
+            )
         given = {key: value for key, value in (tokenization_kwargs or {}).items() if value is not None}
         # The longest prompt that leaves room for a token.
         model_limit = self._max_total_tokens - 1

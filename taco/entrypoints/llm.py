@@ -333,7 +333,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                 the text is a JSON list of one call or more, each with the "name" and the "parameters" of one of the
                 `tools`. `{"type": "function", "function": {"name": ...}}`: it is a JSON object, the arguments of that
                 tool. `taco.parse_tool_calls` reads the calls.
-            chat_template_kwargs: further variables for the template, such as `enable_thinking` or `documents`.
+            chat_template_kwargs: further variables for the template, such as `enable_thinking` or `documents`; and
+                `chat_template`, where the argument of that name is None.
             tokenization_kwargs: see `generate`; `add_special_tokens` is False unless given here, as templates write
                 special tokens themselves.
 
@@ -540,7 +541,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
 
     def _render(self, messages: Any, options: ChatOptions) -> tuple[Iterator[object], int | None]:
         """The text of each conversation, or what is wrong with it; and how many there are, None for an iterator."""
-        renderer = ChatRenderer(self.get_tokenizer(), options, self.model_config.chat_template)
+        behaviour = self.llm_engine.config.behaviour
+        renderer = ChatRenderer(self.get_tokenizer(), options, behaviour, self.model_config.chat_template)
         conversations = messages if isinstance(messages, Iterator) else split_conversations(messages)
         return _render(conversations, renderer), len(conversations) if isinstance(conversations, list) else None
 

@@ -384,7 +384,7 @@ class PoolingMixin:
     def _rendered(self, pairs: Sequence[TextPair | TacoValidationError], chat_template: str) -> list[object]:
         """The prompt of each pair, or what is wrong with it."""
         options = ChatOptions(chat_template, add_generation_prompt=False)
-        renderer = ChatRenderer(_llm(self).get_tokenizer(), options)
+        renderer = ChatRenderer(_llm(self).get_tokenizer(), options, _llm(self).llm_engine.config.behaviour)
 
         def render(pair: TextPair | TacoValidationError) -> object:
             if isinstance(pair, TacoValidationError):

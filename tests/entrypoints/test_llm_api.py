@@ -233,6 +233,11 @@ def test_tokenization_kwargs(llm: LLM) -> None:
     assert output.prompt_token_ids == [13, 14]
 
 
+def test_tokenization_kwargs_that_are_no_dict_are_an_error(llm: LLM) -> None:
+    with pytest.raises(TacoValidationError, match="tokenization_kwargs must be a dict or None"):
+        llm.generate("a", tokenization_kwargs=[1], **QUIET)
+
+
 def test_samples_of_a_prompt(llm: LLM) -> None:
     [output] = llm.generate(["hi"], SamplingParams(n=3), **QUIET)
     assert [completion.index for completion in output.outputs] == [0, 1, 2]
@@ -622,6 +627,9 @@ def test_fifth_positional_argument_of_chat_is_a_template_or_a_priority(make: Mak
         llm.chat(messages, None, False, None, [1, 2])
     with pytest.raises(TacoValidationError, match="chat_template must be a string"):
         llm.chat(messages, chat_template=3, priority=3, **QUIET)
+    for priority in (3, None):  # and a sixth argument, as in 0.33
+        with pytest.raises(TacoValidationError, match=r"another order of arguments; pass them by name"):
+            llm.chat(messages, None, False, None, priority, "{{ 'T' }}")
 
 
 def test_signatures_have_the_orders_of_06() -> None:

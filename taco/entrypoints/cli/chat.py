@@ -135,7 +135,8 @@ class Conversation:
             )
         tokenizer = llm.get_tokenizer()
         try:
-            self._renderer = ChatRenderer(tokenizer, ChatOptions(), config.chat_template)
+            behaviour = llm.llm_engine.config.behaviour
+            self._renderer = ChatRenderer(tokenizer, ChatOptions(), behaviour, config.chat_template)
         except TacoValidationError as error:
             if config.chat_template is not None:
                 raise
