@@ -39,6 +39,10 @@ class Behaviour:
             to it, instead of the token decoded alone.
         checks_stop_token_ids: stop_token_ids outside the vocabulary are an error; otherwise they have no effect.
         stop_string_order: of several stop strings in new text, the first in the "list" or the one "earliest" complete.
+        min_tokens_end_before_stop_strings: a stop string counts only if a token after the first `min_tokens` completes it,
+            instead of the last of them or a later one.
+        ending_token_beats_stop_string: where the text of an ending token, shown as `include_stop_str_in_output` asks,
+            completes a stop string, the token is what ended the text, instead of the string.
         beam_score_includes_prompt: the length in a beam's score counts the prompt, without the end-of-sequence token;
             otherwise the generated tokens, with it.
         beam_text_keeps_special_tokens: texts of `LLM.beam_search` show special tokens, whatever the parameters say.
@@ -63,6 +67,8 @@ class Behaviour:
     decoded_token_in_context: bool
     checks_stop_token_ids: bool
     stop_string_order: Literal["list", "earliest"]
+    min_tokens_end_before_stop_strings: bool
+    ending_token_beats_stop_string: bool
     beam_score_includes_prompt: bool
     beam_text_keeps_special_tokens: bool
     beam_logprobs_have_text: bool
@@ -85,6 +91,8 @@ V0_6 = Behaviour(
     decoded_token_in_context=True,
     checks_stop_token_ids=False,
     stop_string_order="list",
+    min_tokens_end_before_stop_strings=False,
+    ending_token_beats_stop_string=True,
     beam_score_includes_prompt=True,
     beam_text_keeps_special_tokens=True,
     beam_logprobs_have_text=True,
@@ -107,6 +115,8 @@ V0_33 = Behaviour(
     decoded_token_in_context=False,
     checks_stop_token_ids=True,
     stop_string_order="earliest",
+    min_tokens_end_before_stop_strings=True,
+    ending_token_beats_stop_string=False,
     beam_score_includes_prompt=False,
     beam_text_keeps_special_tokens=False,
     beam_logprobs_have_text=False,
