@@ -263,8 +263,8 @@ class _Finder(MetaPathFinder, Loader):
             # if X is missing, and the error is the one below.
             return ModuleSpec(fullname, self, origin=f"taco, as vllm {self.version}", is_package=True)
         parent, _, name = fullname.rpartition(".")
-        # Who asks whether a module exists, or imports "" from one, which means the module itself, is not to get an error.
-        # `importlib.util.find_spec` and an import come in the same way, two calls above.
+        # No error for who asks whether a module exists, or imports "" from one, which means the module itself.
+        # `importlib.util.find_spec` and an import come the same way, two calls above.
         if not name or sys._getframe(2).f_globals.get("__name__") == "importlib.util":
             return None
         # With the parent's name, as for `cannot import name`. Named after the module itself, Python would replace it.

@@ -578,7 +578,8 @@ class InputProcessor:
                 parameter="prompt",
                 value=num_tokens,
             )
-        if params.max_tokens is None and params.min_tokens > room:
+        is_open = params.max_tokens is None and self._behaviour.checks_min_tokens_against_context
+        if is_open and params.min_tokens > room:
             raise TacoValidationError(
                 f"min_tokens must be less than or equal to max_tokens={room} (what the context of {limit} tokens "
                 f"leaves to this prompt), got {params.min_tokens}.",

@@ -103,7 +103,8 @@ class ChatOptions:
         if self.chat_template_content_format not in ("auto", "string", "openai"):
             raise TacoValidationError(
                 'chat_template_content_format must be "auto", "string" or "openai", got '
-                f"{self.chat_template_content_format!r}. (vLLM 0.33 has another order of arguments; pass them by name.)",
+                f"{self.chat_template_content_format!r}. (vLLM 0.33 has another order of arguments; pass them by "
+                "name.)",
                 parameter="chat_template_content_format",
                 value=self.chat_template_content_format,
             )

@@ -143,7 +143,9 @@ def test_what_early_stopping_waits_for(early_stopping, expected):
         return [likely.get(token, -50.0) for token in range(VOCAB)]
 
     # Scores, by length: -1.0 after one token; then -1.3 / 2, before -1.5 / 2 of what goes on; in the end -1.52 / 4.
-    search = BeamSearch(options(1, early_stopping=early_stopping), num_prompt_tokens=1, max_tokens=4, end_ids=frozenset({EOS}))
+    search = BeamSearch(
+        options(1, early_stopping=early_stopping), num_prompt_tokens=1, max_tokens=4, end_ids=frozenset({EOS})
+    )
     assert [output for output, _ in run([9], search, 2, model)] == expected
 
 

@@ -141,6 +141,7 @@ def test_min_tokens_must_fit_what_the_prompt_leaves() -> None:
     processor = make_processor(version="0.33")
     assert process(processor, [5] * 60, max_tokens=None, min_tokens=4).children
     rejects(processor, "min_tokens must be less than or equal to max_tokens=4", [5] * 60, max_tokens=None, min_tokens=5)
+    assert process(make_processor(), [5] * 60, max_tokens=None, min_tokens=9).children  # 0.6 looks at max_tokens alone
 
 
 # Truncation and other tokenization options

@@ -106,6 +106,36 @@ def test_positional_arguments_have_the_order_of_06_and_are_deprecated(monkeypatc
         given_to_engine(monkeypatch, model="m")
 
 
+def test_positional_arguments_do_not_warn_where_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LLM, "DEPRECATE_INIT_POSARGS", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given_to_engine(monkeypatch, "m", "tok", "slow")
+
+
+def test_attributes_of_vllms_object(make: Make) -> None:
+    llm = make(chat_template="{{ x }}")
+    assert llm.engine_class is llm.get_engine_class()
+    assert llm.chat_template == "{{ x }}" and llm.input_processor is llm.llm_engine.input_processor
+    for name in ("renderer", "pooling_io_processors"):
+        assert not hasattr(llm, name)
+        with pytest.raises(UnsupportedFeatureError, match=rf"LLM\.{name} is not supported: "):
+            getattr(llm, name)
+
+
+def test_private_methods_of_vllm_add_and_run_requests(make: Make) -> None:
+    llm = make(policy="priority")
+    first = llm._add_request("hello", SamplingParams(max_tokens=9), None, None, 2)
+    second = llm._add_request({"prompt": "hi"}, SamplingParams(max_tokens=9), None, 1)  # as in 0.33
+    llm.llm_engine.add_request("own", "the", SamplingParams(max_tokens=9))
+    assert [request.priority for request in llm.llm_engine.requests] == [2, 1, 0]
+    outputs = llm._run_engine(RequestOutput, **QUIET)
+    assert [output.request_id for output in outputs] == [first, second, "own"]
+    assert texts(outputs) == ["hello", "hi", "the"]
+    with pytest.raises(UnsupportedFeatureError, match="prompt_adapter_request"):
+        llm._add_request("a", SamplingParams(), None, object())
+
+
 def test_keywords_of_the_signature_and_of_the_engine_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     args = given_to_engine(monkeypatch, "m", seed=3, hf_token="t", max_model_len=77, compat_version="0.33")
     assert (args.seed, args.hf_token, args.max_model_len, args.compat_version) == (3, "t", 77, "0.33")
@@ -591,6 +621,21 @@ def test_progress_counts_prompts_and_tokens(llm: LLM) -> None:
     ids = len(byte_level_tokenizer().encode("hi")) + len(byte_level_tokenizer().encode("ho"))
     assert bar.n == 3 and bar.is_closed
     assert bar.postfix == f"est. speed input: {ids / 2:.2f} toks/s, output: {2 * ids / 2:.2f} toks/s"
+
+
+def test_progress_counts_samples_in_033(make: Make) -> None:
+    llm = make(version="0.33")
+    for enqueues in (False, True):
+        FakeBar.made.clear()
+        if enqueues:
+            llm.enqueue(["hi", "ho"], SamplingParams(n=2, max_tokens=9))
+            llm.wait_for_completion(use_tqdm=FakeBar)
+        else:
+            llm.generate(["hi", "ho"], [SamplingParams(n=2, max_tokens=9)] * 2, use_tqdm=FakeBar)
+        [bar] = FakeBar.made
+        assert bar.kwargs["total"] == bar.n == 4
+        ids = 2 * len(byte_level_tokenizer().encode("hi")) + 2 * len(byte_level_tokenizer().encode("ho"))
+        assert bar.postfix.startswith(f"est. speed input: {ids / 2:.2f} toks/s")
 
 
 def test_progress_bar_is_tqdms(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
