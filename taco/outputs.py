@@ -362,12 +362,13 @@ class BeamSearchSequence:
     lora_request: LoRARequest | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cum_logprob, Real):
+        value: object = self.cum_logprob
+        if not isinstance(value, Real):
             raise TacoValidationError(
-                f"cum_logprob must be a number, but is of type {type(self.cum_logprob).__name__}. (vLLM 0.33 has "
-                "another order of arguments; pass them by name.)",
+                f"cum_logprob must be a number, but is of type {type(value).__name__}. (vLLM 0.33 has another order of "
+                "arguments; pass them by name.)",
                 parameter="cum_logprob",
-                value=self.cum_logprob,
+                value=value,
             )
 
     def get_prompt(self) -> TokensPrompt:

@@ -40,7 +40,9 @@ class _Group:
         self.root = root
         params = root.params
         # Tokens that end a beam. Where a grammar lets nothing follow, the end of sequence ends even what ignores it.
-        self.end_ids = root.stop_token_ids | ({root.eos_token_id} - {None})
+        self.end_ids = root.stop_token_ids
+        if root.eos_token_id is not None:
+            self.end_ids |= {root.eos_token_id}
         if root.grammar is not None:
             self.end_ids |= params.all_stop_token_ids
 
