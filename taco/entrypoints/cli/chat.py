@@ -134,8 +134,8 @@ class Conversation:
                 "--model."
             )
         tokenizer = llm.get_tokenizer()
+        behaviour = llm.llm_engine.config.behaviour
         try:
-            behaviour = llm.llm_engine.config.behaviour
             self._renderer = ChatRenderer(tokenizer, ChatOptions(), behaviour, config.chat_template)
         except TacoValidationError as error:
             if config.chat_template is not None:
