@@ -101,6 +101,8 @@ def test_objects_are_tacos_own(install: Install) -> None:
     assert vllm.SamplingParams.__struct_fields__[0] == "n"
     assert issubclass(vllm.exceptions.VLLMValidationError, vllm.exceptions.VLLMError)
     assert not issubclass(vllm.exceptions.VLLMServerError, vllm.exceptions.VLLMClientError)
+    assert issubclass(vllm.exceptions.ProfilerAlreadyActiveError, RuntimeError)
+    assert issubclass(vllm.renderers.hf.ChatTemplateResolutionError, ValueError)
 
 
 def test_submodules_are_attributes_without_an_import_of_their_own(install: Install) -> None:

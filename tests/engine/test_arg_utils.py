@@ -74,7 +74,9 @@ class FakeLoader:
         return FakeConfig(**self.config_values)
 
     def load_generation_config(self, model: Any, hf_config: Any = None) -> dict[str, Any]:
-        return dict(self.generation_config) if isinstance(model, source.ModelSource) else REAL_LOADER(model)
+        if self.generation_config and isinstance(model, source.ModelSource):
+            return dict(self.generation_config)
+        return REAL_LOADER(model, hf_config)
 
 
 REAL_LOADER = source.load_generation_config
@@ -953,6 +955,11 @@ def test_values_that_transformers_has_anyway_count_in_033_alone(
     loader.generation_config = {"top_k": 50, "temperature": 0.6}
     model_config = create(compat_version=version, generation_config="auto").model_config
     assert model_config.get_diff_sampling_param() == {"temperature": 0.6, **top_k}
+
+
+def test_end_of_sequence_of_the_config_counts_without_a_generation_config(loader: FakeLoader) -> None:
+    loader.config_values = {"eos_token_id": 9}
+    assert create().model_config.try_get_generation_config() == {"eos_token_id": 9}
 
 
 def test_end_of_sequence_can_be_overridden(loader: FakeLoader) -> None:
