@@ -167,14 +167,14 @@ class ByteStream:
         return text
 
     def preview(self, token_id: int, skip_special_tokens: bool, in_context: bool = True) -> str:
-        piece = self._pieces_all[skip_special_tokens][token_id]
-        pending, trim = self._pending, self._trim
-        if pending and not in_context and not (piece and 0x80 <= piece[0] < 0xC0):  # a byte inside of a character
-            pending, trim = b"", ""
-        if not pending and not trim:
+        if not self._pending and not self._trim:
             return self._texts[skip_special_tokens][token_id]
-        text = _decode_utf8(pending + piece)[0]
-        return text[1:] if trim and text.startswith(trim) else text
+        piece = self._pieces_all[skip_special_tokens][token_id]
+        goes_on = bool(piece) and 0x80 <= piece[0] < 0xC0  # with a byte that is not the first of a character
+        if self._pending and not in_context and not goes_on:
+            return self._texts[skip_special_tokens][token_id]
+        text = _decode_utf8(self._pending + piece)[0]
+        return text[1:] if self._trim and text.startswith(self._trim) else text
 
 
 # Any tokenizer
