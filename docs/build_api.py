@@ -135,6 +135,8 @@ def render() -> str:
         parts.append(f"## `{name}`")
         if inspect.isclass(value):
             parts += class_parts(name, value)
+        elif inspect.isfunction(value):
+            parts += [f"```python\n{signature(name, value)}\n```", markdown(inspect.getdoc(value))]
         else:
             parts.append(f"```python\n{name} = {re.sub(r'(typing|taco)[a-z_.]*[.]', '', str(value))}\n```")
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"

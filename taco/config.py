@@ -107,7 +107,8 @@ class ModelConfig:
         served_model_name: name of the model in logs and in what the commands print.
         hf_config: the Hugging Face config, overrides applied.
         hf_text_config: the part of it that describes the language model (the same object for a text model).
-        generation_config: contents of generation_config.json; its `eos_token_id` always applies. Empty without a file.
+        generation_config: contents of generation_config.json; its `eos_token_id` always applies. Without a
+            file, that of the config.
         default_sampling_params: sampling parameters of a caller who gives none.
         vocab_size: rows of the embedding table.
         quantization: None or "gguf".

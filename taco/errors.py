@@ -32,8 +32,24 @@ class TacoValidationError(TacoError, ValueError):
         self.value = value
 
 
-class UnsupportedFeatureError(TacoValidationError):
+class UnsupportedFeatureError(TacoValidationError, NotImplementedError):
     """A parameter is known, but what it asks for does not exist in this version of taco."""
+
+
+class UnsupportedAttributeError(UnsupportedFeatureError, AttributeError):
+    """An attribute of an object of vLLM does not exist in this version of taco, as `hasattr` says too."""
+
+
+class UnknownPartTypeError(TacoValidationError, NotImplementedError):
+    """A part of a chat message has a type that is not known. vLLM 0.6 raises a NotImplementedError there."""
+
+
+class EmptyAdapterPathError(TacoValidationError, AssertionError):
+    """An adapter has no folder. vLLM fails an assertion there."""
+
+
+class ChatTemplateResolutionError(TacoValidationError):
+    """A conversation cannot become a prompt, as there is no chat template."""
 
 
 class BatchValidationError(TacoValidationError):
@@ -56,6 +72,10 @@ class BatchValidationError(TacoValidationError):
             f"{len(self.errors)} of {num_rows} rows {verb} not valid, so nothing was run; "
             'correct them, or pass on_error="return" to run the others:\n' + "\n".join(shown)
         )
+        self.num_rows = num_rows
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception is copied with its message alone
+        return type(self), (self.errors, self.num_rows), self.__dict__
 
 
 class EngineError(TacoError, RuntimeError):
@@ -99,6 +119,25 @@ def refused(function: F) -> F:
         raise UnsupportedFeatureError(message)
 
     return refuse_await if inspect.iscoroutinefunction(function) else refuse_call  # type: ignore[return-value]
+
+
+class AbsentAttribute:
+    """An attribute that vLLM's object has: to read it from one of taco raises UnsupportedAttributeError.
+
+    Args:
+        advice: what to do instead.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self._advice = advice
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"{owner.__name__}.{name}"
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            return self
+        raise UnsupportedAttributeError(f"{self._name} is not supported: {self._advice}")
 
 
 def refuse_given(**arguments: object) -> None:

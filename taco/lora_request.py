@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from taco.errors import TacoValidationError
+from taco.errors import EmptyAdapterPathError, TacoValidationError
 from taco.struct_fields import WithStructFields
 
 
@@ -41,7 +41,8 @@ class LoRARequest(WithStructFields):
         for name in ("lora_name", "lora_path"):
             value: Any = getattr(self, name)
             if not (isinstance(value, str) and value):
-                raise TacoValidationError(f"{name} must be a non-empty string, got {value!r}.", parameter=name)
+                error = EmptyAdapterPathError if name == "lora_path" else TacoValidationError
+                raise error(f"{name} must be a non-empty string, got {value!r}.", parameter=name)
         if isinstance(self.lora_int_id, bool) or not isinstance(self.lora_int_id, int) or self.lora_int_id < 1:
             raise TacoValidationError(
                 f"lora_int_id must be an int of at least 1, got {self.lora_int_id!r}.", parameter="lora_int_id"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from taco.deferred import HasDeferred
@@ -128,12 +129,10 @@ class RequestMetrics:
         first_token_time: its first token came.
         time_in_queue: from arrival to the first step.
         finished_time: it finished.
-        scheduler_time: spent by the scheduler in its steps.
-        model_forward_time: spent in the model in its steps.
-        model_execute_time: spent in the model, the sampler and transfers in its steps.
+        scheduler_time, model_forward_time, model_execute_time: always None: a step serves many requests at once.
         num_generation_tokens: tokens generated.
         num_preemptions: how often it lost its place to another request.
-        is_corrupted: its logits were not finite at some step.
+        is_corrupted: always False.
         is_watermarked, is_watermark_skipped: whether its text was marked, or was to be and could not.
     """
 
@@ -187,7 +186,7 @@ class RequestStateStats:
         queued_ts, scheduled_ts, first_token_ts, last_token_ts: when it was queued, first had a part in a step, and had
             its first and its latest token, in seconds.
         first_token_latency: seconds from arrival to the first token.
-        is_corrupted: its logits were not finite at some step.
+        is_corrupted: always False.
         is_watermarked, is_watermark_skipped: whether its text was marked, or was to be and could not.
     """
 
@@ -219,7 +218,7 @@ class RequestOutput(HasDeferred, deferrable="prompt_logprobs"):
         encoder_prompt: text of the encoder's prompt, for encoder-decoder models.
         encoder_prompt_token_ids: its tokens.
         num_cached_tokens: prompt tokens found in the prefix cache.
-        num_cache_creation_tokens: prompt tokens written to the prefix cache.
+        num_cache_creation_tokens: always None.
         multi_modal_placeholders: where media stand in the prompt, by modality; None counts as {}.
         prompt_token_id_logprobs: float array [num_rows, num_ids], the log-probabilities that
             `SamplingParams.prompt_logprob_token_ids` asked for.
@@ -361,6 +360,16 @@ class BeamSearchSequence:
     mm_processor_kwargs: dict[str, Any] | None = None
     orig_prompt: Any = None
     lora_request: LoRARequest | None = None
+
+    def __post_init__(self) -> None:
+        value: object = self.cum_logprob
+        if not isinstance(value, Real):
+            raise TacoValidationError(
+                f"cum_logprob must be a number, but is of type {type(value).__name__}. (vLLM 0.33 has another order of "
+                "arguments; pass them by name.)",
+                parameter="cum_logprob",
+                value=value,
+            )
 
     def get_prompt(self) -> TokensPrompt:
         """The sequence as a prompt, to go on from; with the `cache_salt` of the original one."""

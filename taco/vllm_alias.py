@@ -35,7 +35,8 @@ _OUTPUTS = {
     "EmbeddingOutput ClassificationRequestOutput ClassificationOutput ScoringRequestOutput ScoringOutput"
 }
 _LOGPROBS = {"taco.logprobs": "Logprob PromptLogprobs SampleLogprobs"}
-_CHAT_MESSAGE = {"taco.entrypoints.chat": "ConversationMessage"}
+_NO_TEMPLATE = {"taco.errors": "ChatTemplateResolutionError"}
+_CHAT_MESSAGE = {"taco.entrypoints.chat": "ConversationMessage", **_NO_TEMPLATE}
 _BEAMS = {"taco.outputs": "BeamSearchSequence BeamSearchOutput BeamSearchInstance"}
 _PROMPTS = {
     "taco.inputs": "TextPrompt TokensPrompt EmbedsPrompt DataPrompt ExplicitEncoderDecoderPrompt SingletonPrompt "
@@ -113,7 +114,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.entrypoints.rl.offline": {"taco.entrypoints.control": "RLOfflineMixin=ControlMixin"},
     "vllm.exceptions": {
         "taco.errors": "VLLMError=TacoError VLLMClientError=TacoValidationError VLLMServerError=EngineError "
-        "VLLMValidationError=TacoValidationError"
+        "VLLMValidationError=TacoValidationError ProfilerAlreadyActiveError"
     },
     "vllm.executor": {},
     "vllm.executor.ray_utils": _RAY,
@@ -139,7 +140,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.renderers": {},
     "vllm.renderers.chat_utils": _CHAT_MESSAGE,
     "vllm.renderers.chat_utils.types": _CHAT_MESSAGE,
-    "vllm.renderers.hf": {"taco.entrypoints.vllm_functions": "resolve_chat_template"},
+    "vllm.renderers.hf": {"taco.entrypoints.vllm_functions": "resolve_chat_template", **_NO_TEMPLATE},
     "vllm.sampling_params": _SAMPLING,
     "vllm.sequence": {**_LOGPROBS, "taco.outputs": "RequestMetrics", "taco.request": "SequenceStatus"},
     "vllm.tokenizers": _TOKENIZER,
@@ -261,7 +262,11 @@ class _Finder(MetaPathFinder, Loader):
             # Every module is a package: so Python asks for the "module" vllm.outputs.X in `from vllm.outputs import X`
             # if X is missing, and the error is the one below.
             return ModuleSpec(fullname, self, origin=f"taco, as vllm {self.version}", is_package=True)
-        parent = fullname.rpartition(".")[0]
+        parent, _, name = fullname.rpartition(".")
+        # No error for who asks whether a module exists, or imports "" from one, which means the module itself.
+        # `importlib.util.find_spec` and an import come the same way, two calls above.
+        if not name or sys._getframe(2).f_globals.get("__name__") == "importlib.util":
+            return None
         # With the parent's name, as for `cannot import name`. Named after the module itself, Python would replace it.
         raise ModuleNotFoundError(self.missing(fullname), name=parent)
 

@@ -122,6 +122,9 @@ class FakeEngine:
             self.requests = [request for request in self.requests if request.request_id not in children]
             self.output_processor.abort(one)
 
+    def why_idle(self) -> None:
+        return None
+
     def step(self) -> list[RequestOutput]:
         updates = [self._advance(request) for request in self.requests[: self.config.scheduler_config.max_num_seqs]]
         processed = self.output_processor.process(updates)

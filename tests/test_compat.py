@@ -62,6 +62,11 @@ def test_lora_requests_refuse_wrong_values_by_name(name: str, number: int, path:
         LoRARequest(name, number, path)
 
 
+def test_a_lora_request_without_a_path_fails_an_assertion_too() -> None:
+    with pytest.raises(AssertionError, match="lora_path"):
+        LoRARequest("sql", 1)
+
+
 def test_the_default_of_the_process_can_be_set_and_reset() -> None:
     set_default_version("0.33.1")
     try:

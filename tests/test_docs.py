@@ -44,6 +44,11 @@ def test_examples_run(path, smollm2_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out) > 20
 
 
+def test_the_api_reference_is_that_of_the_docstrings():
+    render = runpy.run_path(str(ROOT / "docs" / "build_api.py"))["render"]
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == render(), "run `make docs`"
+
+
 def test_links_between_pages_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):

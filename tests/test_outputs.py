@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,7 +135,9 @@ def test_metrics_of_both_naming_schemes_agree() -> None:
 
 
 def test_beam_search_sequences_need_only_tokens_and_logprobs() -> None:
-    sequence = BeamSearchSequence([1, 2], [{2: Logprob(-0.5)}])
+    sequence = BeamSearchSequence([1, 2], [{2: Logprob(-0.5)}], np.float32(0.0))
+    with pytest.raises(TacoValidationError, match="cum_logprob must be a number.*pass them by name"):
+        BeamSearchSequence("a", [1, 2], [])  # type: ignore[arg-type]
     assert (sequence.cum_logprob, sequence.text, sequence.finish_reason) == (0.0, None, None)
     assert BeamSearchOutput([sequence]).sequences == [sequence]
 

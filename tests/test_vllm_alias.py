@@ -101,6 +101,8 @@ def test_objects_are_tacos_own(install: Install) -> None:
     assert vllm.SamplingParams.__struct_fields__[0] == "n"
     assert issubclass(vllm.exceptions.VLLMValidationError, vllm.exceptions.VLLMError)
     assert not issubclass(vllm.exceptions.VLLMServerError, vllm.exceptions.VLLMClientError)
+    assert issubclass(vllm.exceptions.ProfilerAlreadyActiveError, RuntimeError)
+    assert issubclass(vllm.renderers.hf.ChatTemplateResolutionError, ValueError)
 
 
 def test_submodules_are_attributes_without_an_import_of_their_own(install: Install) -> None:
@@ -130,6 +132,18 @@ def test_an_import_of_something_absent_says_that_taco_does_not_have_it(
         with pytest.raises(ModuleNotFoundError) as caught:
             exec(statement)
         assert str(caught.value) == message
+
+
+def test_whether_something_absent_exists_can_be_asked(install: Install) -> None:
+    install()
+    assert importlib.util.find_spec("vllm.outputs") is not None
+    for name in ("vllm.missing", "vllm.outputs.missing"):
+        assert importlib.util.find_spec(name) is None
+
+
+def test_a_module_can_be_imported_by_its_name_with_an_empty_from_list(install: Install) -> None:
+    install()
+    assert __import__("vllm.entrypoints.llm", fromlist=[""]).LLM is taco.LLM
 
 
 def test_an_absent_attribute_is_an_attribute_error(install: Install) -> None:

@@ -1140,6 +1140,8 @@ class EngineArgs:
             reasoning_parser = args.reasoning_parser or constraints.reasoning_parser
             reasoning_config = complete_reasoning_config(args.reasoning_config, reasoning_parser)
         with problems.collecting():
+            check_generation_overrides(args.override_generation_config or {})
+        with problems.collecting():
             separate_generation_config = read_generation_config(args.generation_config)
         with problems.collecting():
             guided_decoding_config = resolve_guided_decoding(args)
@@ -1175,7 +1177,7 @@ class EngineArgs:
             max_model_len = resolve_max_model_len(text_config, args, trained_len)
             max_num_seqs, max_num_batched_tokens = resolve_batch_limits(args, max_model_len, device)
         with problems.collecting():
-            own_generation_config = load_generation_config(source)
+            own_generation_config = load_generation_config(source, hf_config)
         problems.raise_all()
 
         dtype = resolve_dtype(
@@ -1184,6 +1186,8 @@ class EngineArgs:
         # On a CPU the device work of a step runs in this thread, so there is nothing to overlap it with.
         use_async = _first_given(args.async_scheduling, device != "cpu" and not args.disable_async_output_proc)
         default_logprobs_mode = "processed_logprobs" if behaviour.logprobs_after_processing else "raw_logprobs"
+        overrides = args.override_generation_config or {}
+        overridden_eos = {name: value for name, value in overrides.items() if name == "eos_token_id"}
         sampling_source = own_generation_config if separate_generation_config is None else separate_generation_config
         return TacoConfig(
             model_config=ModelConfig(
@@ -1207,7 +1211,7 @@ class EngineArgs:
                 hf_config=hf_config,
                 hf_text_config=text_config,
                 # A separate file may lack the model's end-of-sequence tokens, without which texts would not end.
-                generation_config=own_generation_config | (separate_generation_config or {}),
+                generation_config=own_generation_config | (separate_generation_config or {}) | overridden_eos,
                 default_sampling_params=resolve_default_sampling_params(args, sampling_source, behaviour),
                 vocab_size=text_config.vocab_size,
                 quantization="gguf" if source.kind == "gguf" else None,
@@ -1523,6 +1527,26 @@ def read_generation_config(name: str | None) -> dict[str, Any] | None:
 # Which values of generation_config.json become sampling parameters: those of vLLM 0.6, and those that 0.33 added.
 _SAMPLING_NAMES = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 _FURTHER_SAMPLING_NAMES = ("presence_penalty", "frequency_penalty", "max_new_tokens", "skip_special_tokens")
+# What transformers 4 took a value for that a file does not have.
+_TRANSFORMERS_DEFAULTS = {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+
+
+def check_generation_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuse names of `override_generation_config` that would have no effect, and wrong end-of-sequence tokens."""
+    known = (*_SAMPLING_NAMES, *_FURTHER_SAMPLING_NAMES, "eos_token_id")
+    if unknown := sorted(set(overrides) - set(known)):
+        raise TacoValidationError(
+            f"override_generation_config: {unknown} would have no effect; known are {list(known)}",
+            parameter="override_generation_config",
+            value=overrides,
+        )
+    eos = overrides.get("eos_token_id", [])
+    if not all(type(token_id) is int for token_id in (eos if isinstance(eos, list) else [eos])):
+        raise TacoValidationError(
+            f"override_generation_config: eos_token_id must be an int or a list of ints, got {eos!r}",
+            parameter="override_generation_config",
+            value=overrides,
+        )
 
 
 def resolve_default_sampling_params(
@@ -1537,6 +1561,8 @@ def resolve_default_sampling_params(
     mode = args.generation_config or ("auto" if applies_unasked else "vllm")
     names = _SAMPLING_NAMES + (_FURTHER_SAMPLING_NAMES if applies_unasked else ())
     values = {} if mode == "vllm" else {name: generation_config.get(name) for name in names}
+    if behaviour.drops_transformers_defaults:
+        values = {name: value for name, value in values.items() if value != _TRANSFORMERS_DEFAULTS.get(name)}
     overrides = args.override_generation_config or {}
     values |= {name: overrides[name] for name in _SAMPLING_NAMES + _FURTHER_SAMPLING_NAMES if name in overrides}
     renamed = {"max_new_tokens": "max_tokens"}

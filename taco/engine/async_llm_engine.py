@@ -530,7 +530,7 @@ class AsyncLLMEngine:
 
     @property
     def tokenizer(self) -> Any:
-        return self._thread.engine.tokenizer
+        return self._thread.engine.input_processor.tokenizer
 
     @property
     def is_running(self) -> bool:

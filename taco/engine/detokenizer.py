@@ -24,8 +24,13 @@ class TextStream(Protocol):
         """Takes the next token; returns the text that is certain now and was not before."""
         ...
 
-    def preview(self, token_id: int, skip_special_tokens: bool) -> str:
-        """What `append` would return, as special tokens are skipped or not; nothing changes."""
+    def preview(self, token_id: int, skip_special_tokens: bool, in_context: bool = True) -> str:
+        """What `append` would return, as special tokens are skipped or not; nothing changes.
+
+        Args:
+            in_context: text that was held back belongs to it in any case; else only if the token goes on with the
+                character that was begun.
+        """
         ...
 
 
@@ -161,10 +166,14 @@ class ByteStream:
             self._trim = ""
         return text
 
-    def preview(self, token_id: int, skip_special_tokens: bool) -> str:
+    def preview(self, token_id: int, skip_special_tokens: bool, in_context: bool = True) -> str:
         if not self._pending and not self._trim:
             return self._texts[skip_special_tokens][token_id]
-        text = _decode_utf8(self._pending + self._pieces_all[skip_special_tokens][token_id])[0]
+        piece = self._pieces_all[skip_special_tokens][token_id]
+        goes_on = bool(piece) and 0x80 <= piece[0] < 0xC0  # with a byte that is not the first of a character
+        if self._pending and not in_context and not goes_on:
+            return self._texts[skip_special_tokens][token_id]
+        text = _decode_utf8(self._pending + piece)[0]
         return text[1:] if self._trim and text.startswith(self._trim) else text
 
 
@@ -245,9 +254,13 @@ class WindowStream:
             self._new = []  # without text these are tokens that do not show
         return text
 
-    def preview(self, token_id: int, skip_special_tokens: bool) -> str:
-        must_end = len(self._new) + 1 >= self._MAX_HELD_TOKENS
-        return self._added_text([*self._new, token_id], skip_special_tokens, must_end)
+    def preview(self, token_id: int, skip_special_tokens: bool, in_context: bool = True) -> str:
+        held = self._new
+        if held and not in_context:
+            alone = self._decode([token_id], skip_special_tokens)
+            held = held if alone.startswith(_REPLACEMENT) else []
+        must_end = len(held) + 1 >= self._MAX_HELD_TOKENS
+        return self._added_text([*held, token_id], skip_special_tokens, must_end)
 
     def _added_text(self, new: list[int], skip_special_tokens: bool, must_end: bool) -> str:
         text = self._decode(self._known + new, skip_special_tokens)

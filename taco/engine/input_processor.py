@@ -408,6 +408,12 @@ class InputProcessor:
         Raises:
             TacoValidationError: a value is wrong.
         """
+        if not isinstance(tokenization_kwargs, Mapping | None):
+            raise TacoValidationError(
+                f"tokenization_kwargs must be a dict or None, but is of type {type(tokenization_kwargs).__name__}.",
+                parameter="tokenization_kwargs",
+                value=tokenization_kwargs,
+            )
         given = {key: value for key, value in (tokenization_kwargs or {}).items() if value is not None}
         # The longest prompt that leaves room for a token.
         model_limit = self._max_total_tokens - 1
@@ -572,7 +578,8 @@ class InputProcessor:
                 parameter="prompt",
                 value=num_tokens,
             )
-        if params.max_tokens is None and params.min_tokens > room:
+        is_open = params.max_tokens is None and self._behaviour.checks_min_tokens_against_context
+        if is_open and params.min_tokens > room:
             raise TacoValidationError(
                 f"min_tokens must be less than or equal to max_tokens={room} (what the context of {limit} tokens "
                 f"leaves to this prompt), got {params.min_tokens}.",
@@ -743,6 +750,8 @@ class InputProcessor:
             num_returned=num_returned if beam_params is None else width,
             length_penalty=params.length_penalty if beam_params is None else beam_params.length_penalty,
             score_includes_prompt=self._behaviour.beam_score_includes_prompt,
+            # `LLM.beam_search` of vLLM looks at the tokenizer, whatever `ignore_eos` says.
+            uncounted_token_id=params.eos_token_id if beam_params is None else self._eos_token_id,
             # `LLM.beam_search` goes on to the last token; the result is the same once nothing can become better.
             early_stopping=params.early_stopping if beam_params is None else "never",  # type: ignore[arg-type]
             ends_anywhere=beam_params is not None,

@@ -28,7 +28,7 @@ from taco.engine.output_processor import OutputProcessor
 from taco.engine.pooling_input import PoolingInputProcessor
 from taco.engine.pooling_output import PoolingOutputProcessor
 from taco.engine.scheduler import Scheduler
-from taco.errors import TacoValidationError, forget_locals, refuse_given
+from taco.errors import AbsentAttribute, TacoValidationError, forget_locals, refuse_given
 from taco.executor.inprocess import InProcessExecutor
 from taco.guided.compiler import GrammarCompiler
 from taco.request import RequestStatus, RequestUpdate
@@ -68,8 +68,6 @@ class LLMEngine(EngineControl):
         OutOfMemoryError: weights and KV cache do not fit; the message gives arguments that would.
     """
 
-    tokenizer: Any
-
     def __init__(
         self,
         vllm_config: TacoConfig,
@@ -99,8 +97,8 @@ class LLMEngine(EngineControl):
             executor.worker.config = config
             executor.start()
             self.config = config
-            self.tokenizer = _load_tokenizer(config)
-            self.grammars.set_tokenizer(self.tokenizer)
+            tokenizer = _load_tokenizer(config)
+            self.grammars.set_tokenizer(tokenizer)
             self.scheduler = Scheduler(
                 config.scheduler_config,
                 BlockManager(
@@ -116,11 +114,9 @@ class LLMEngine(EngineControl):
             pools = config.model_config.pooler_config is not None
             self._output_processor_class = PoolingOutputProcessor if pools else OutputProcessor
             self.input_processor = (
-                PoolingInputProcessor(config, self.tokenizer)
-                if pools
-                else InputProcessor(config, self.tokenizer, self.grammars)
+                PoolingInputProcessor(config, tokenizer) if pools else InputProcessor(config, tokenizer, self.grammars)
             )
-            self.output_processor = self._output_processor_class(config, self.tokenizer)
+            self.output_processor = self._output_processor_class(config, tokenizer)
             self.beam_groups = self._make_beam_groups()
         except BaseException as error:
             forget_locals(error)
@@ -448,9 +444,17 @@ class LLMEngine(EngineControl):
 
     def get_tokenizer(self, lora_request: object = None) -> Any:
         """The tokenizer; the same for every request."""
-        if self.tokenizer is None:
+        tokenizer = self.input_processor.tokenizer
+        if tokenizer is None:
             raise TacoValidationError("There is no tokenizer: skip_tokenizer_init=True was passed.")
-        return self.tokenizer
+        return tokenizer
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, in vLLM 0.6 in a `TokenizerGroup`; None if there is none."""
+        tokenizer = self.input_processor.tokenizer
+        is_group = tokenizer is not None and self.config.behaviour.engine_tokenizer_is_group
+        return TokenizerGroup(tokenizer) if is_group else tokenizer
 
     def get_tokenizer_group(self, group_type: type[TokenizerGroup] = TokenizerGroup) -> TokenizerGroup:
         """The tokenizer as vLLM 0.6 wraps it; TypeError where another class is asked for."""
@@ -463,7 +467,6 @@ class LLMEngine(EngineControl):
         """Replaces the tokenizer for requests that are added from now on."""
         if self.has_unfinished_requests():
             raise TacoValidationError("The tokenizer cannot change while requests are unfinished.")
-        self.tokenizer = tokenizer
         self.grammars.set_tokenizer(tokenizer)
         self.input_processor.set_tokenizer(tokenizer)
         self.output_processor = self._output_processor_class(self.config, tokenizer)
@@ -506,6 +509,24 @@ class LLMEngine(EngineControl):
     @model_executor.deleter
     def model_executor(self) -> None:
         self.close()
+
+    @property
+    def decoding_config(self) -> Any:
+        return self.config.guided_decoding_config
+
+    @property
+    def lora_config(self) -> None:
+        return None
+
+    @property
+    def stat_loggers(self) -> dict[str, Any]:
+        """Empty: `get_metrics` has what loggers would be told."""
+        return {}
+
+    detokenizer = AbsentAttribute("take get_tokenizer().decode.")
+    input_preprocessor = AbsentAttribute("take input_processor, whose methods differ.")
+    renderer = AbsentAttribute("take get_tokenizer().apply_chat_template.")
+    engine_core = AbsentAttribute("there is one engine in this process; take its own methods, or model_executor.")
 
     def get_model_config(self) -> Any:
         return self.config.model_config

@@ -22,6 +22,7 @@ class LogprobTable:
             makes positions without texts.
         flat: positions come as `FlatLogprobs`, not as a list of dicts.
         skips_special_tokens: special tokens have no text.
+        in_context: texts join to that of the output; else each is that of its token, see `TextStream.preview`.
         others_are_ranked: the others are the most likely tokens; else they have no rank.
         capacity: how many rows there will be, if it is known.
     """
@@ -32,11 +33,13 @@ class LogprobTable:
         *,
         flat: bool,
         skips_special_tokens: bool,
+        in_context: bool = True,
         others_are_ranked: bool = True,
         capacity: int = _MIN_CAPACITY,
     ) -> None:
         self._stream = stream
         self._skips_special_tokens = skips_special_tokens
+        self._in_context = in_context
         self._others_are_ranked = others_are_ranked
         self._rows: LogprobRows | None = None  # with room behind them; replaced to grow, as a reader may hold them
         self._num_rows = 0
@@ -117,8 +120,8 @@ class LogprobTable:
         if self._stream is None:
             made.decoded_tokens = [None] * len(made.token_ids)
         else:
-            preview, skips = self._stream.preview, self._skips_special_tokens
+            preview, skips, in_context = self._stream.preview, self._skips_special_tokens, self._in_context
             for start, end in zip(made.start_indices, made.end_indices, strict=True):
-                made.decoded_tokens += [preview(token_id, skips) for token_id in made.token_ids[start:end]]
+                made.decoded_tokens += [preview(token_id, skips, in_context) for token_id in made.token_ids[start:end]]
                 self._stream.append(made.token_ids[start])
         return made

@@ -257,7 +257,8 @@ class OutputProcessor:
         if sequence.waits:
             self._catch_up(sequence, hides_last)
             return None
-        return self._take(sequence, update.new_token_ids, update.logprobs, hides_last)
+        num_searched = len(update.new_token_ids) - (ended_by_token and self._behaviour.ending_token_beats_stop_string)
+        return self._take(sequence, update.new_token_ids, update.logprobs, hides_last, num_searched)
 
     def _catch_up(self, sequence: _Sequence, hides_last: bool) -> None:
         token_ids = sequence.request.output_token_ids
@@ -276,17 +277,22 @@ class OutputProcessor:
             )
 
     def _take(
-        self, sequence: _Sequence, token_ids: list[int], logprobs: LogprobRows | None, hides_last: bool
+        self,
+        sequence: _Sequence,
+        token_ids: list[int],
+        logprobs: LogprobRows | None,
+        hides_last: bool,
+        num_searched: int,
     ) -> str | None:
-        """Appends tokens, up to one that completes a stop string, which is returned."""
+        """Appends tokens, up to one of the first `num_searched` that completes a stop string, which is returned."""
         num_known = len(sequence.token_ids)
-        stop = self._take_text(sequence, token_ids, len(token_ids) - hides_last)
+        stop = self._take_text(sequence, token_ids, len(token_ids) - hides_last, num_searched)
         if sequence.logprobs is not None and logprobs is not None:
             sequence.logprobs.append(logprobs[: len(sequence.token_ids) - num_known])
             _add_up(sequence, num_known)
         return stop
 
-    def _take_text(self, sequence: _Sequence, token_ids: list[int], num_shown: int) -> str | None:
+    def _take_text(self, sequence: _Sequence, token_ids: list[int], num_shown: int, num_searched: int) -> str | None:
         params = sequence.request.params
         assert isinstance(params.stop, list)
         stream = sequence.stream
@@ -298,7 +304,7 @@ class OutputProcessor:
             if not piece:
                 continue
             sequence.text += piece
-            if params.stop and len(sequence.token_ids) >= params.min_tokens:
+            if params.stop and i < num_searched and self._may_stop(len(sequence.token_ids), params):
                 found = find_stop(sequence.text, len(piece), params.stop, self._behaviour.stop_string_order)
                 if found is not None:
                     stop, start = found
@@ -333,9 +339,13 @@ class OutputProcessor:
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
 
+    def _may_stop(self, num_tokens: int, params: SamplingParams) -> bool:
+        """Whether a stop string counts that the last of so many tokens completes."""
+        return num_tokens >= params.min_tokens + self._behaviour.min_tokens_end_before_stop_strings
+
     def completes_stop(self, prompt_token_ids: list[int], token_ids: list[int], params: SamplingParams) -> bool:
         """Whether the last one of some output tokens completes a stop string."""
-        if self._detokenizer is None or len(token_ids) < params.min_tokens:
+        if self._detokenizer is None or not self._may_stop(len(token_ids), params):
             return False
         assert isinstance(params.stop, list)
         before, text = (
@@ -355,10 +365,15 @@ class OutputProcessor:
     def _table(self, prompt_token_ids: list[int], params: SamplingParams, **options: Any) -> LogprobTable:
         """For the log-probabilities of what follows a prompt."""
         # What each candidate would add to the text, or what it reads like.
-        skips = self._behaviour.decoded_token_in_context and params.skip_special_tokens
-        stream = self._stream(prompt_token_ids, params)
+        in_context = self._behaviour.decoded_token_in_context
         options.setdefault("others_are_ranked", params.logprob_token_ids is None)
-        return LogprobTable(stream, flat=params.flat_logprobs, skips_special_tokens=skips, **options)
+        return LogprobTable(
+            self._stream(prompt_token_ids, params),
+            flat=params.flat_logprobs,
+            skips_special_tokens=in_context and params.skip_special_tokens,
+            in_context=in_context,
+            **options,
+        )
 
     def _prompt_table(self, prompt_token_ids: list[int], params: SamplingParams) -> LogprobTable:
         table = self._table([], params, others_are_ranked=True, capacity=len(prompt_token_ids) - 1)

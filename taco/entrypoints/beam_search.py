@@ -68,7 +68,7 @@ class BeamSearchMixin:
         )
         skip = params.skip_special_tokens and not engine.config.behaviour.beam_text_keeps_special_tokens
         return [
-            beam_output(rows[index], columns.lora_request_of(index), output, engine.tokenizer, skip)
+            beam_output(rows[index], columns.lora_request_of(index), output, engine.input_processor.tokenizer, skip)
             for index, output in enumerate(outputs)
         ]
 

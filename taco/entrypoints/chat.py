@@ -8,17 +8,26 @@ as they are go to it unchanged, so that the prompt is the one that transformers 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.errors import (
+    ChatTemplateResolutionError,
+    TacoValidationError,
+    UnknownPartTypeError,
+    UnsupportedFeatureError,
+)
 from taco.tool_calls import tool_schema
 
 if TYPE_CHECKING:
+    from taco.compat import Behaviour
     from taco.inputs import TokensPrompt
+
+logger = logging.getLogger(__name__)
 
 # Parts that are text, and the key that has it.
 _TEXT_PARTS = {
@@ -41,11 +50,11 @@ _MEDIA_PARTS = (
     "prompt_embeds",
     "tool_reference",
 )
-# Arguments of `apply_chat_template` that are ours to set, or concern the tokenization that we do ourselves.
+# Arguments of `apply_chat_template` that are ours to set, or concern the tokenization that we do ourselves. So is
+# "tokenize", but vLLM lets programs say it.
 _RESERVED_KWARGS = frozenset(
     (
         "conversation",
-        "tokenize",
         "padding",
         "truncation",
         "max_length",
@@ -94,7 +103,8 @@ class ChatOptions:
         if self.chat_template_content_format not in ("auto", "string", "openai"):
             raise TacoValidationError(
                 'chat_template_content_format must be "auto", "string" or "openai", got '
-                f"{self.chat_template_content_format!r}.",
+                f"{self.chat_template_content_format!r}. (vLLM 0.33 has another order of arguments; pass them by "
+                "name.)",
                 parameter="chat_template_content_format",
                 value=self.chat_template_content_format,
             )
@@ -112,20 +122,33 @@ class ChatRenderer:
     Args:
         tokenizer: a Hugging Face tokenizer.
         options: see there.
+        behaviour: of a version of vLLM.
         default_template: replaces the tokenizer's template where the options have none.
 
     Raises:
-        TacoValidationError: there is no template, or there is one for a tokenizer that encodes chats itself.
+        ChatTemplateResolutionError: there is no template.
+        TacoValidationError: there is one for a tokenizer that encodes chats itself.
     """
 
-    def __init__(self, tokenizer: Any, options: ChatOptions, default_template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, options: ChatOptions, behaviour: Behaviour, default_template: str | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._options = options
+        self._behaviour = behaviour
+        kwargs = {key: value for key, value in options.chat_template_kwargs.items() if key != "tokenize"}
+        if reserved := sorted(_RESERVED_KWARGS & kwargs.keys()):
+            raise TacoValidationError(
+                f"chat_template_kwargs cannot have {reserved}: they are no variables of a template. How prompts are "
+                "tokenized and truncated is said in tokenization_kwargs.",
+                parameter="chat_template_kwargs",
+                value=options.chat_template_kwargs,
+            )
         tools = None
         if options.tools is not None:  # functions are described once, and not for each conversation
             tools = [tool_schema(tool) if callable(tool) else tool for tool in options.tools]
-        self._template = _find_template(tokenizer, options.chat_template or default_template, tools)
-        kwargs = {key: value for key, value in options.chat_template_kwargs.items() if key not in _RESERVED_KWARGS}
+        template = kwargs.pop("chat_template", None)
+        self._template = _find_template(tokenizer, options.chat_template or template or default_template, tools)
         if kwargs.pop("sanitize_control_tokens", False):
             raise UnsupportedFeatureError(
                 "sanitize_control_tokens=True is not supported: special tokens in messages are taken as such. Remove "
@@ -167,9 +190,11 @@ class ChatRenderer:
         try:
             return self._encode(messages) if self._template is None else self._render(messages)
         except Exception as error:  # a template can raise anything
-            raise TacoValidationError(
-                f"The chat template could not be applied: {type(error).__name__}: {error}", parameter="messages"
-            ) from error
+            from taco.entrypoints.template_error import ChatTemplateError, TemplateError
+
+            kind = ChatTemplateError if isinstance(error, TemplateError) else TacoValidationError
+            message = f"The chat template could not be applied: {type(error).__name__}: {error}"
+            raise kind(message, parameter="messages") from error
 
     def _encode(self, messages: list[dict[str, Any]]) -> TokensPrompt:
         token_ids = self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **self._kwargs)
@@ -252,12 +277,13 @@ class ChatRenderer:
                 value=message,
             )
         new = {key: value for key, value in message.items() if value is not None}
-        if new["role"] == "developer" and "developer" not in (self._template or ""):
+        is_unread = new["role"] == "developer" and "developer" not in (self._template or "")
+        if is_unread and self._behaviour.developer_becomes_system:
             new["role"] = "system"
         if "content" in new:
             new["content"] = self._content(new["content"])
         if "tool_calls" in new:
-            new["tool_calls"] = [self._tool_call(call) for call in new["tool_calls"]]
+            new["tool_calls"] = [self._tool_call(call, message) for call in new["tool_calls"]]
         return new
 
     def _content(self, content: object) -> str | list[dict[str, Any]]:
@@ -281,7 +307,7 @@ class ChatRenderer:
             return kind == "thinking"
         return f"'{kind}'" in self._template or f'"{kind}"' in self._template
 
-    def _tool_call(self, call: Any) -> Any:
+    def _tool_call(self, call: Any, message: object) -> Any:
         """A tool call with its arguments as the template reads them; OpenAI's format has JSON text."""
         function = call.get("function") if isinstance(call, Mapping) else None
         arguments = function.get("arguments") if isinstance(function, Mapping) else None
@@ -290,11 +316,11 @@ class ChatRenderer:
         try:
             decoded = json.loads(arguments) if arguments.strip() else {}
         except json.JSONDecodeError as error:
-            raise TacoValidationError(
-                f"The arguments of a tool call are not valid JSON ({error}): {arguments!r:.200}.",
-                parameter="messages",
-                value=arguments,
-            ) from error
+            problem = f"The arguments of a tool call are not valid JSON ({error}): {arguments!r:.200}"
+            if not self._behaviour.drops_malformed_tool_arguments:
+                raise TacoValidationError(f"{problem}.", parameter="messages", value=arguments) from error
+            logger.warning("%s; the template gets {} in their place, in this message: %.200r", problem, message)
+            decoded = {}
         return {**call, "function": {**function, "arguments": decoded}}
 
 
@@ -313,7 +339,7 @@ def _find_template(tokenizer: Any, wanted: str | None, tools: list[Any] | None) 
             value=wanted,
         ) from None
     except ValueError as error:
-        raise TacoValidationError(
+        raise ChatTemplateResolutionError(
             "There is no chat template: as of transformers v4.44, default chat template is no longer allowed, so "
             "you must provide a chat template if the tokenizer does not define one. Pass chat_template. "
             f"({error})",
@@ -329,6 +355,7 @@ def content_texts(content: object) -> list[str]:
 
     Raises:
         TacoValidationError: another form.
+        UnknownPartTypeError: a part of a type that nobody knows.
         UnsupportedFeatureError: images, audio, video, ...
     """
     if content is None:
@@ -361,7 +388,7 @@ def _part_text(part: object) -> str:
             value=kind,
         )
     if kind not in _TEXT_PARTS:
-        raise TacoValidationError(
+        raise UnknownPartTypeError(
             f"Unknown part type: {kind!r} (Unsupported chat content part type: {kind!r}); known are "
             f"{list(_TEXT_PARTS)}.",
             parameter="messages",

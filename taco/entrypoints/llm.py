@@ -27,6 +27,7 @@ from taco.entrypoints.control import ControlMixin
 from taco.entrypoints.pooling import PoolingMixin, task_advice
 from taco.entrypoints.progress import Progress
 from taco.errors import (
+    AbsentAttribute,
     BatchValidationError,
     EngineAsleepError,
     EngineDeadError,
@@ -58,7 +59,7 @@ def _positional_is_deprecated(num_positional: int) -> Callable[[Callable[P, R]],
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            if len(args) > num_positional:
+            if len(args) > num_positional and LLM.DEPRECATE_INIT_POSARGS:
                 warnings.warn(
                     f"The positional arguments {names[num_positional : len(args)]} are deprecated and will be "
                     "removed in a future update. Pass them by name.",
@@ -115,6 +116,12 @@ class _Columns:
                     value=len(column),
                 )
 
+    def num_samples(self, num_rows: int | None) -> int | None:
+        """How many completions `num_rows` prompts get together; None if their number is unknown."""
+        if num_rows is None:
+            return None
+        return sum(getattr(self.params_of(index), "n", 1) for index in range(num_rows))
+
     def params_of(self, index: int) -> object:
         return self.params[index] if _is_list(self.params) else self.params  # type: ignore[index]
 
@@ -151,6 +158,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
     """
 
     DEPRECATE_LEGACY: ClassVar[bool] = True  # whether `prompt_token_ids` makes a DeprecationWarning
+    DEPRECATE_INIT_POSARGS: ClassVar[bool] = True  # whether positional arguments after `model` do
 
     @_positional_is_deprecated(2)
     def __init__(
@@ -214,7 +222,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         self.request_counter = Counter()
         self._enqueued: list[str] = []
         kwargs.setdefault("disable_log_stats", True)
-        self.llm_engine = self.get_engine_class().from_engine_args(EngineArgs(**named, **kwargs))
+        self.engine_class = self.get_engine_class()
+        self.llm_engine = self.engine_class.from_engine_args(EngineArgs(**named, **kwargs))
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> LLM:
@@ -333,7 +342,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                 the text is a JSON list of one call or more, each with the "name" and the "parameters" of one of the
                 `tools`. `{"type": "function", "function": {"name": ...}}`: it is a JSON object, the arguments of that
                 tool. `taco.parse_tool_calls` reads the calls.
-            chat_template_kwargs: further variables for the template, such as `enable_thinking` or `documents`.
+            chat_template_kwargs: further variables for the template, such as `enable_thinking` or `documents`; and
+                `chat_template`, where the argument of that name is None.
             tokenization_kwargs: see `generate`; `add_special_tokens` is False unless given here, as templates write
                 special tokens themselves.
 
@@ -451,8 +461,9 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             use_tqdm: see `generate`.
 
         Returns:
-            The outputs, in the order in which their prompts were entered. One that failed while it ran has the
-            finish_reason "error", one that `sleep` aborted "abort".
+            The outputs, in the order in which their prompts were entered; after them, those of requests that were
+            added to `llm_engine` directly. One that failed while it ran has the finish_reason "error", one that `sleep`
+            aborted "abort".
 
         Raises:
             EngineAsleepError: the engine is asleep; the requests stay.
@@ -466,7 +477,10 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             enqueued, self._enqueued = self._enqueued, []
             outputs: dict[str, Any] = {}
             try:
-                with Progress(use_tqdm, len(enqueued)) as progress:
+                counts_samples = engine.config.behaviour.progress_counts_samples
+                children = engine.output_processor.child_ids
+                total = sum(len(children(name)) for name in enqueued) if counts_samples else len(enqueued)
+                with Progress(use_tqdm, total, counts_samples=counts_samples) as progress:
                     while engine.has_unfinished_requests():
                         with interrupts_deferred():
                             finished = engine.step()
@@ -480,7 +494,30 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         for output in outputs.values():
             if output_type is not None and not isinstance(output, output_type):
                 raise TypeError(f"Expected outputs of the type {output_type}, got {type(output)}.")
-        return [outputs[request_id] for request_id in enqueued if request_id in outputs]
+        return [outputs[request_id] for request_id in dict.fromkeys([*enqueued, *outputs]) if request_id in outputs]
+
+    # Private names of vLLM that programs use which extend its `LLM`.
+
+    def _add_request(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        lora_request: Any = None,
+        prompt_adapter_request: Any = None,
+        priority: int = 0,
+    ) -> str:
+        """`enqueue` for one prompt; returns its id. The fourth argument is `priority` in vLLM 0.33, if it is an int."""
+        if isinstance(prompt_adapter_request, int):
+            prompt_adapter_request, priority = None, prompt_adapter_request
+        _refuse_adapters(prompt_adapter_request, None)
+        [request_id] = self.enqueue([prompt], params, lora_request, priority)
+        return request_id
+
+    def _run_engine(
+        self, output_type: type | tuple[type, ...] | None = None, *, use_tqdm: bool | Callable[..., Any] = True
+    ) -> list[Any]:
+        """`wait_for_completion`."""
+        return self.wait_for_completion(output_type, use_tqdm=use_tqdm)
 
     # Tokenizer, defaults, state
 
@@ -504,6 +541,19 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
     def model_config(self) -> ModelConfig:
         config: ModelConfig = self.llm_engine.model_config
         return config
+
+    @property
+    def chat_template(self) -> str | None:
+        """Text of the template that replaces the tokenizer's, or None."""
+        return self.model_config.chat_template
+
+    @property
+    def input_processor(self) -> Any:
+        """That of the engine."""
+        return self._engine().input_processor
+
+    renderer = AbsentAttribute("take get_tokenizer().apply_chat_template.")
+    pooling_io_processors = AbsentAttribute("there are no plugins for inputs and outputs.")
 
     @property
     def default_sampling_params(self) -> dict[str, Any]:
@@ -540,7 +590,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
 
     def _render(self, messages: Any, options: ChatOptions) -> tuple[Iterator[object], int | None]:
         """The text of each conversation, or what is wrong with it; and how many there are, None for an iterator."""
-        renderer = ChatRenderer(self.get_tokenizer(), options, self.model_config.chat_template)
+        behaviour = self.llm_engine.config.behaviour
+        renderer = ChatRenderer(self.get_tokenizer(), options, behaviour, self.model_config.chat_template)
         conversations = messages if isinstance(messages, Iterator) else split_conversations(messages)
         return _render(conversations, renderer), len(conversations) if isinstance(conversations, list) else None
 
@@ -615,7 +666,11 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                 rows = batch.prepare_as_needed(iter(prompts))
             else:
                 rows = batch.prepare_all(prompts, num_rows)
-            with make_progress() if make_progress is not None else Progress(use_tqdm, num_rows) as progress:
+            if make_progress is None:
+                counts_samples = self.llm_engine.config.behaviour.progress_counts_samples
+                total = columns.num_samples(num_rows) if counts_samples else num_rows
+                make_progress = functools.partial(Progress, use_tqdm, total, counts_samples=counts_samples)
+            with make_progress() as progress:
                 return batch.run(rows, progress, transform)
 
 

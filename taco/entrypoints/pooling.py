@@ -291,7 +291,7 @@ class PoolingMixin:
             found = self._pool([*texts_1, *texts_2], params, use_tqdm, lora_request, options, on_error)
             firsts, seconds = found[: len(texts_1)], found[len(texts_1) :]
             firsts = firsts * (len(seconds) // len(firsts))
-            separator = getattr(_llm(self).llm_engine.tokenizer, "pad_token_id", None)
+            separator = getattr(_llm(self).llm_engine.input_processor.tokenizer, "pad_token_id", None)
             return [_cosine(*pair, separator) for pair in zip(firsts, seconds, strict=True)]
         rows: Sequence[Any]
         rows = [self._pair(*texts) for texts in zip(texts_1 * (len(texts_2) // len(texts_1)), texts_2, strict=True)]
@@ -322,6 +322,8 @@ class PoolingMixin:
         transform: Callable[[Any], Any] | None = None,
     ) -> list[Any]:
         llm = _llm(self)
+        if isinstance(rows, list) and not rows and llm.llm_engine.config.behaviour.pooling_needs_prompts:
+            raise TacoValidationError("You must pass at least one prompt.", parameter="prompts")
         return llm._run_batch(
             rows,
             llm._columns(params, lora_request, priority),
@@ -350,8 +352,8 @@ class PoolingMixin:
         if method in tasks and model.task not in tasks[method]:
             what = {"embed": "Embedding", "classify": "Classification", "reward": "Reward"}[method]
             raise TacoValidationError(
-                f"{what} API is not supported by this model: it is only enabled for `--task {tasks[method][0]}`, but "
-                f"the model is used for {model.task!r}. {task_advice(model, _TASKS[method])}"
+                f"{what} API is only enabled for `--task {tasks[method][0]}`, but the model is used for "
+                f"{model.task!r}. {task_advice(model, _TASKS[method])}"
             )
         if method == "score" and model.task not in ("embed", "score"):
             raise TacoValidationError(
@@ -384,7 +386,7 @@ class PoolingMixin:
     def _rendered(self, pairs: Sequence[TextPair | TacoValidationError], chat_template: str) -> list[object]:
         """The prompt of each pair, or what is wrong with it."""
         options = ChatOptions(chat_template, add_generation_prompt=False)
-        renderer = ChatRenderer(_llm(self).get_tokenizer(), options)
+        renderer = ChatRenderer(_llm(self).get_tokenizer(), options, _llm(self).llm_engine.config.behaviour)
 
         def render(pair: TextPair | TacoValidationError) -> object:
             if isinstance(pair, TacoValidationError):
@@ -414,7 +416,9 @@ def task_advice(model: ModelConfig, wanted: Sequence[str]) -> str:
     possible = set() if architecture is None else possible_tasks(model.hf_text_config, architecture)
     usable = [task for task in wanted if task in possible]
     if usable:
-        return f"It can do this if task={usable[0]!r} is passed to LLM."
+        advice = f"It can do this if task={usable[0]!r} is passed to LLM"
+        convert = " (or --convert embed|classify, in vLLM 0.33)" if usable[0] in ("embed", "classify") else ""
+        return f"{advice}{convert}."
     return f"It cannot do this: its tasks are {', '.join(map(repr, sorted(possible))) or repr(model.task)}."
 
 

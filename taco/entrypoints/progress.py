@@ -26,10 +26,12 @@ class Progress:
     Args:
         use_tqdm: False shows nothing; True shows a tqdm bar; a callable is used like the class `tqdm.tqdm`: it takes
             total, desc, dynamic_ncols and postfix, and its result has format_dict, postfix, update, refresh and close.
-        total: prompts to come; None if unknown.
+        total: what is to come; None if unknown.
+        counts_samples: each sample of a prompt counts, instead of each prompt.
     """
 
-    def __init__(self, use_tqdm: bool | Callable[..., Any], total: int | None) -> None:
+    def __init__(self, use_tqdm: bool | Callable[..., Any], total: int | None, *, counts_samples: bool = False) -> None:
+        self._counts_samples = counts_samples
         self._bar: Any = None
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
@@ -43,13 +45,14 @@ class Progress:
         """One more prompt has its output, of either kind."""
         if self._bar is None:
             return
-        self._num_prompt_tokens += len(output.prompt_token_ids or ())
+        count = len(output.outputs) if self._counts_samples and isinstance(output, RequestOutput) else 1
+        self._num_prompt_tokens += count * len(output.prompt_token_ids or ())
         if isinstance(output, RequestOutput):
             self._num_output_tokens += sum(len(completion.token_ids) for completion in output.outputs)
         elapsed = self._bar.format_dict["elapsed"]
         if elapsed > 0:
             self._bar.postfix = _POSTFIX.format(self._num_prompt_tokens / elapsed, self._num_output_tokens / elapsed)
-        self._bar.update(1)
+        self._bar.update(count)
 
     def step(self) -> None:
         """The engine has done one more step."""

@@ -8,12 +8,23 @@ from typing import Any
 class TokenizerGroup:
     """The tokenizers of a model and of its LoRA adapters, of which there are none.
 
+    It has the attributes of the tokenizer too.
+
     Args:
-        tokenizer: of the model.
+        tokenizer: of the model. `LLM.set_tokenizer` replaces it.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_tokenizer":  # of an object that is being copied
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
 
     def encode(
         self,

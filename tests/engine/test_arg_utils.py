@@ -73,8 +73,10 @@ class FakeLoader:
         self.calls.append(options)
         return FakeConfig(**self.config_values)
 
-    def load_generation_config(self, model: Any) -> dict[str, Any]:
-        return dict(self.generation_config) if isinstance(model, source.ModelSource) else REAL_LOADER(model)
+    def load_generation_config(self, model: Any, hf_config: Any = None) -> dict[str, Any]:
+        if self.generation_config and isinstance(model, source.ModelSource):
+            return dict(self.generation_config)
+        return REAL_LOADER(model, hf_config)
 
 
 REAL_LOADER = source.load_generation_config
@@ -944,6 +946,33 @@ def test_overrides_win_over_the_file_and_over_neutral_values(loader: FakeLoader)
     assert config.model_config.get_diff_sampling_param() == {"temperature": 0.6, "top_k": 3, "max_tokens": 5}
     config = create(generation_config="vllm", override_generation_config=overrides)
     assert config.model_config.get_diff_sampling_param() == {"top_k": 3, "max_tokens": 5}
+
+
+@pytest.mark.parametrize(("version", "top_k"), [("0.6", {}), ("0.33", {"top_k": 50})])
+def test_values_that_transformers_has_anyway_count_in_033_alone(
+    version: str, top_k: dict[str, int], loader: FakeLoader
+) -> None:
+    loader.generation_config = {"top_k": 50, "temperature": 0.6}
+    model_config = create(compat_version=version, generation_config="auto").model_config
+    assert model_config.get_diff_sampling_param() == {"temperature": 0.6, **top_k}
+
+
+def test_end_of_sequence_of_the_config_counts_without_a_generation_config(loader: FakeLoader) -> None:
+    loader.config_values = {"eos_token_id": 9}
+    assert create().model_config.try_get_generation_config() == {"eos_token_id": 9}
+
+
+def test_end_of_sequence_can_be_overridden(loader: FakeLoader) -> None:
+    loader.generation_config = FILE
+    config = create(override_generation_config={"eos_token_id": 7}).model_config
+    assert config.try_get_generation_config()["eos_token_id"] == 7
+    assert config.get_diff_sampling_param() == {}
+
+
+@pytest.mark.parametrize("overrides", [{"top_kk": 3}, {"do_sample": True}, {"eos_token_id": "</s>"}])
+def test_overrides_without_an_effect_are_refused(overrides: dict[str, Any]) -> None:
+    with pytest.raises(TacoValidationError, match=f"override_generation_config.*{next(iter(overrides))}"):
+        create(override_generation_config=overrides)
 
 
 def test_generation_config_of_another_place(tmp_path: Path, loader: FakeLoader) -> None:

@@ -590,7 +590,7 @@ def test_configs_and_tokenizer(make: Make) -> None:
 
     async def main() -> None:
         awaited: Awaitable[Any] = old.get_tokenizer()
-        assert await awaited is old.tokenizer is old.engine.tokenizer
+        assert await awaited is old.tokenizer is old.engine.tokenizer.tokenizer
         assert new.get_tokenizer() is new.tokenizer
         assert await old.get_model_config() is old.model_config is old.vllm_config.model_config
         assert (await old.get_scheduler_config()).max_num_seqs == 4

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taco.engine.detokenizer import ByteDetokenizer, WindowDetokenizer, make_detokenizer
+from taco.engine.detokenizer import ByteDetokenizer, ByteStream, WindowDetokenizer, make_detokenizer
 from tests.tiny_tokenizers import SpacesOnlyTokenizer, byte_level_tokenizer, sentencepiece_tokenizer
 
 OPTIONS: dict[str, bool] = {"skip_special_tokens": True, "spaces_between_special_tokens": True}
@@ -119,6 +119,23 @@ def test_the_space_of_a_first_word_is_kept_after_a_visible_prompt_only() -> None
     many_special = tokenizer.encode("ab") + [2] * 40
     for detokenizer in (make_detokenizer(tokenizer), WindowDetokenizer(tokenizer)):
         assert streamed(detokenizer, many_special, [he]) == [" he"]
+
+
+def test_a_token_by_itself_takes_a_character_up_only_if_it_goes_on_with_it() -> None:
+    tokenizer = byte_level_tokenizer()
+    smile = tokenizer.encode("😀", add_special_tokens=False)
+    [letter] = tokenizer.encode("a", add_special_tokens=False)
+    for detokenizer in (make_detokenizer(tokenizer), WindowDetokenizer(tokenizer)):
+        for prompt, output in (([letter], smile[:-1]), ([letter, *smile[:-1]], [])):
+            stream = detokenizer.stream(prompt, **OPTIONS)
+            for token in output:
+                assert stream.append(token) == ""
+            if output:  # what a prompt leaves open is part of the prompt
+                assert stream.preview(letter, True) == "\ufffda"
+            assert stream.preview(letter, True, in_context=False) == "a"
+            assert stream.preview(smile[0], True, in_context=False) == ""
+            if isinstance(stream, ByteStream) or output:
+                assert stream.preview(smile[-1], True, in_context=False) == "😀"
 
 
 def test_special_tokens_are_hidden_or_shown() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from taco.compat import V0_33
 from taco.config import LoadConfig, TacoConfig
 from taco.engine.arg_utils import EngineArgs
 from taco.engine.llm_engine import LLMEngine, _load_tokenizer
@@ -14,6 +15,7 @@ from taco.errors import StatsDisabledError, UnsupportedFeatureError
 from taco.executor.inprocess import InProcessExecutor
 from taco.models.loader.source import ModelSource
 from taco.tokenizer import loading
+from taco.tokenizer.group import TokenizerGroup
 from taco.usage_context import UsageContext
 from tests.entrypoints.conftest import tiny_llama_path  # noqa: F401
 from tests.fake_engine import make_config
@@ -79,11 +81,20 @@ def test_an_engine_is_made_of_its_parts(config: TacoConfig) -> None:
     assert engine.get_metrics()
     group = engine.get_tokenizer_group()
     assert group.tokenizer is engine.get_tokenizer()
+    assert isinstance(engine.tokenizer, TokenizerGroup) and engine.tokenizer.tokenizer is engine.get_tokenizer()
+    assert engine.tokenizer.eos_token_id == 1
     with pytest.raises(TypeError, match="tokenizer group"):
         engine.get_tokenizer_group(dict)  # type: ignore[arg-type]
     assert engine.get_decoding_config().guided_decoding_backend == config.guided_decoding_config.backend
     engine.close()
-    without = LLMEngine(config, InProcessExecutor, log_stats=False)
+    without = LLMEngine(dataclasses.replace(config, behaviour=V0_33), InProcessExecutor, log_stats=False)
+    assert without.tokenizer is without.get_tokenizer()
+    assert (without.lora_config, without.stat_loggers) == (None, {})
+    assert without.decoding_config is without.get_decoding_config()
+    for name in ("detokenizer", "input_preprocessor", "renderer", "engine_core"):
+        assert not hasattr(without, name)
+        with pytest.raises(UnsupportedFeatureError, match=rf"LLMEngine\.{name} is not supported: "):
+            getattr(without, name)
     with pytest.raises(StatsDisabledError):
         without.get_metrics()
     assert without.list_prompt_adapters() == [] and not without.remove_prompt_adapter(1)

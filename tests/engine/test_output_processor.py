@@ -206,6 +206,20 @@ def test_before_min_tokens_no_stop_string_counts() -> None:
     for min_tokens, text in [(0, "a"), (2, "a"), (3, "a.b"), (5, "a.b.c"), (8, "a.b.c.d")]:
         [completion] = Harness(output_kind=FINAL, stop=".", min_tokens=min_tokens).finish(tokens).outputs
         assert completion.text == text
+    for min_tokens, text in [(0, "a"), (1, "a"), (2, "a.b"), (3, "a.b"), (4, "a.b.c")]:
+        harness = Harness(output_kind=FINAL, stop=".", min_tokens=min_tokens, version="0.33")
+        assert harness.finish(tokens).outputs[0].text == text
+        assert harness.processor.completes_stop([5], tokens[:2], harness.processed.params) == (min_tokens < 2)
+
+
+@pytest.mark.parametrize(("version", "ends"), [("0.6", (None, "a</s>")), ("0.33", ("</s", "a</s"))])
+def test_an_ending_token_or_a_stop_string_in_its_text_wins(version: str, ends: tuple[str | None, str]) -> None:
+    options: dict[str, Any] = {"include_stop_str_in_output": True, "skip_special_tokens": False}
+    harness = Harness(output_kind=FINAL, stop="</s", version=version, **options)
+    [completion] = harness.finish([*ids("a"), EOS], chunk=2).outputs
+    assert (completion.stop_reason, completion.text) == ends
+    [completion] = Harness(stop="a", version=version, **options).finish([*ids("a"), EOS], chunk=2).outputs
+    assert (completion.stop_reason, completion.text) == ("a", "a")  # one that was complete before
 
 
 def test_of_several_stop_strings_the_version_decides() -> None:
@@ -417,6 +431,15 @@ def test_decoded_tokens_in_033_show_special_tokens() -> None:
     harness = Harness(output_kind=FINAL, logprobs=0, version="0.33")
     [output] = harness.feed([*ids("a"), EOS], logprob_rows([ids("a"), [EOS]], [[-1.0]] * 2, [1, 1]))
     assert [entry.decoded_token for row in output.outputs[0].logprobs or () for entry in row.values()] == ["a", "</s>"]
+
+
+@pytest.mark.parametrize(("version", "text"), [("0.6", "\ufffda"), ("0.33", "a")])
+def test_an_unfinished_character_is_no_part_of_decoded_tokens_in_033(version: str, text: str) -> None:
+    lead = ids("😀")[0]
+    harness = Harness(output_kind=FINAL, logprobs=1, version=version, max_tokens=2)
+    [output] = harness.feed([lead, lead], logprob_rows([[lead, *ids("a")]] * 2, [[-1.0, -2.0]] * 2, [1, 1]))
+    assert output.outputs[0].logprobs is not None
+    assert [row[ids("a")[0]].decoded_token for row in output.outputs[0].logprobs] == ["a", text]
 
 
 def test_stop_string_cuts_the_logprobs_too() -> None:

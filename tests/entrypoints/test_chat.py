@@ -3,11 +3,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import jinja2
 import pytest
 
+from taco.compat import V0_6, V0_33, Behaviour
 from taco.engine.input_processor import TokenizeOptions
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, content_texts, split_conversations
-from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.errors import ChatTemplateResolutionError, TacoValidationError, UnsupportedFeatureError
 from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer
 
 SHOW = "{{ messages }}|{{ tools }}|{{ documents }}|{{ color }}"
@@ -20,8 +22,14 @@ def tokenizer_with(template: Any) -> Any:
     return tokenizer
 
 
-def render(messages: Any, template: str = CHAT_TEMPLATE, default: str | None = None, **options: Any) -> str:
-    return ChatRenderer(tokenizer_with(template), ChatOptions(**options), default).render(messages)
+def render(
+    messages: Any,
+    template: str = CHAT_TEMPLATE,
+    default: str | None = None,
+    behaviour: Behaviour = V0_6,
+    **options: Any,
+) -> Any:
+    return ChatRenderer(tokenizer_with(template), ChatOptions(**options), behaviour, default).render(messages)
 
 
 def test_conversation_becomes_text_with_special_tokens_and_a_generation_prompt() -> None:
@@ -46,14 +54,16 @@ def test_template_of_the_call_wins_over_the_llms_which_wins_over_the_tokenizers(
 
 def test_named_templates() -> None:
     tokenizer = tokenizer_with({"default": "plain", "other": "{{ 'other' }}", "tool_use": "tools"})
-    assert ChatRenderer(tokenizer, ChatOptions()).render([USER]) == "plain"
-    assert ChatRenderer(tokenizer, ChatOptions(chat_template="other")).render([USER]) == "other"
-    assert ChatRenderer(tokenizer, ChatOptions(tools=[{"type": "function"}])).render([USER]) == "tools"
+    assert ChatRenderer(tokenizer, ChatOptions(), V0_6).render([USER]) == "plain"
+    assert ChatRenderer(tokenizer, ChatOptions(chat_template="other"), V0_6).render([USER]) == "other"
+    assert ChatRenderer(tokenizer, ChatOptions(tools=[{"type": "function"}]), V0_6).render([USER]) == "tools"
 
 
 def test_without_a_template_the_error_says_what_to_do() -> None:
-    with pytest.raises(TacoValidationError, match="default chat template is no longer allowed.*Pass chat_template"):
-        ChatRenderer(tokenizer_with(None), ChatOptions())
+    with pytest.raises(
+        ChatTemplateResolutionError, match="default chat template is no longer allowed.*Pass chat_template"
+    ):
+        ChatRenderer(tokenizer_with(None), ChatOptions(), V0_6)
 
 
 def test_variables_tools_and_documents_reach_the_template() -> None:
@@ -75,9 +85,18 @@ def test_variables_tools_and_documents_reach_the_template() -> None:
 
 
 def test_arguments_of_chat_win_over_template_variables() -> None:
-    options = ChatOptions(chat_template_kwargs={"add_generation_prompt": False, "tokenize": True, "return_dict": True})
-    text = ChatRenderer(tokenizer_with(CHAT_TEMPLATE), options).render([USER])
+    variables = {"add_generation_prompt": False, "tokenize": True, "chat_template": "no"}
+    text = render([USER], "tokenizer", chat_template=CHAT_TEMPLATE, chat_template_kwargs=variables)
     assert text.endswith("<|assistant|>")
+
+
+def test_a_template_among_the_variables_wins_over_those_of_llm_and_tokenizer() -> None:
+    assert render([USER], "tokenizer", "llm", chat_template_kwargs={"chat_template": "variable"}) == "variable"
+
+
+def test_options_of_tokenization_are_no_variables_of_a_template() -> None:
+    with pytest.raises(TacoValidationError, match=r"\['max_length', 'truncation'\].*tokenization_kwargs"):
+        render([USER], chat_template_kwargs={"truncation": True, "max_length": 3, "color": "blue"})
 
 
 # Content
@@ -191,9 +210,18 @@ def test_malformed_conversations_are_errors(messages: Any, message: str) -> None
         render(messages)
 
 
+def test_an_unknown_part_is_not_implemented() -> None:
+    with pytest.raises(NotImplementedError, match="Unknown part type: 'smell'"):
+        content_texts([{"type": "smell"}])
+
+
 def test_errors_of_a_template_are_reported_with_their_text() -> None:
     with pytest.raises(TacoValidationError, match="TemplateError: roles must alternate"):
         render([USER], "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(jinja2.TemplateError, match="UndefinedError") as caught:
+        render([USER], "{{ no.such }}")
+    assert isinstance(caught.value, TacoValidationError)
+    assert caught.value.message == str(caught.value) and caught.value.parameter == "messages"
     with pytest.raises(TacoValidationError, match="SecurityError"):
         render([USER], "{{ messages.__class__.__base__.__subclasses__() }}")
 
@@ -216,8 +244,14 @@ def test_arguments_of_tool_calls_are_decoded() -> None:
     assert render(tool_call('{"x": 7}'), show) == "7||"
     assert render(tool_call({"x": 7}), show) == "7||"
     assert render(tool_call(""), show) == "||"
+
+
+def test_malformed_arguments_are_an_error_in_06_and_empty_in_033(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(TacoValidationError, match="not valid JSON"):
         render(tool_call("{x"))
+    show = "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    assert render(tool_call("{x"), show, behaviour=V0_33) == "{}"
+    assert "not valid JSON" in caplog.text and "{x" in caplog.text and "'assistant'" in caplog.text
 
 
 CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ SHOWN }}{% endfor %}{{ m.content }}{% endfor %}"
@@ -261,10 +295,11 @@ def test_control_tokens_are_not_silently_left_in() -> None:
     assert render([USER], chat_template_kwargs={"sanitize_control_tokens": False}) == "<s><|user|>hi</s><|assistant|>"
 
 
-def test_developer_speaks_as_system_where_the_template_has_no_developer() -> None:
+def test_developer_speaks_as_system_in_033_where_the_template_has_no_developer() -> None:
     messages = [{"role": "developer", "content": "x"}]
-    assert render(messages, "{{ messages[0].role }}") == "system"
-    assert render(messages, "{# developer #}{{ messages[0].role }}") == "developer"
+    assert render(messages, "{{ messages[0].role }}", behaviour=V0_33) == "system"
+    assert render(messages, "{# developer #}{{ messages[0].role }}", behaviour=V0_33) == "developer"
+    assert render(messages, "{{ messages[0].role }}") == "developer"
 
 
 def test_first_element_tells_one_conversation_from_many() -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 
 import taco
+from taco.compat import V0_6
 from taco.engine.arg_utils import EngineArgs
 from taco.entrypoints.cli import chat, demo, generate
 from taco.entrypoints.cli.main import main
@@ -61,6 +62,7 @@ class EchoEngine:
         self.model_config = SimpleNamespace(
             served_model_name="echo", dtype="float32", chat_template=None, pooler_config=None, task="generate"
         )
+        self.config = SimpleNamespace(behaviour=V0_6)
         self.device_config = SimpleNamespace(device="cpu")
         self.pending: list[tuple[str, str]] = []
         self.params: list[SamplingParams] = []

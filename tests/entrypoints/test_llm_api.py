@@ -106,6 +106,36 @@ def test_positional_arguments_have_the_order_of_06_and_are_deprecated(monkeypatc
         given_to_engine(monkeypatch, model="m")
 
 
+def test_positional_arguments_do_not_warn_where_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LLM, "DEPRECATE_INIT_POSARGS", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given_to_engine(monkeypatch, "m", "tok", "slow")
+
+
+def test_attributes_of_vllms_object(make: Make) -> None:
+    llm = make(chat_template="{{ x }}")
+    assert llm.engine_class is llm.get_engine_class()
+    assert llm.chat_template == "{{ x }}" and llm.input_processor is llm.llm_engine.input_processor
+    for name in ("renderer", "pooling_io_processors"):
+        assert not hasattr(llm, name)
+        with pytest.raises(UnsupportedFeatureError, match=rf"LLM\.{name} is not supported: "):
+            getattr(llm, name)
+
+
+def test_private_methods_of_vllm_add_and_run_requests(make: Make) -> None:
+    llm = make(policy="priority")
+    first = llm._add_request("hello", SamplingParams(max_tokens=9), None, None, 2)
+    second = llm._add_request({"prompt": "hi"}, SamplingParams(max_tokens=9), None, 1)  # as in 0.33
+    llm.llm_engine.add_request("own", "the", SamplingParams(max_tokens=9))
+    assert [request.priority for request in llm.llm_engine.requests] == [2, 1, 0]
+    outputs = llm._run_engine(RequestOutput, **QUIET)
+    assert [output.request_id for output in outputs] == [first, second, "own"]
+    assert texts(outputs) == ["hello", "hi", "the"]
+    with pytest.raises(UnsupportedFeatureError, match="prompt_adapter_request"):
+        llm._add_request("a", SamplingParams(), None, object())
+
+
 def test_keywords_of_the_signature_and_of_the_engine_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     args = given_to_engine(monkeypatch, "m", seed=3, hf_token="t", max_model_len=77, compat_version="0.33")
     assert (args.seed, args.hf_token, args.max_model_len, args.compat_version) == (3, "t", 77, "0.33")
@@ -231,6 +261,11 @@ def test_priorities(make: Make) -> None:
 def test_tokenization_kwargs(llm: LLM) -> None:
     [output] = llm.generate([list(range(5, 15))], tokenization_kwargs={"truncate_prompt_tokens": 2}, **QUIET)
     assert output.prompt_token_ids == [13, 14]
+
+
+def test_tokenization_kwargs_that_are_no_dict_are_an_error(llm: LLM) -> None:
+    with pytest.raises(TacoValidationError, match="tokenization_kwargs must be a dict or None"):
+        llm.generate("a", tokenization_kwargs=[1], **QUIET)
 
 
 def test_samples_of_a_prompt(llm: LLM) -> None:
@@ -588,6 +623,21 @@ def test_progress_counts_prompts_and_tokens(llm: LLM) -> None:
     assert bar.postfix == f"est. speed input: {ids / 2:.2f} toks/s, output: {2 * ids / 2:.2f} toks/s"
 
 
+def test_progress_counts_samples_in_033(make: Make) -> None:
+    llm = make(version="0.33")
+    for enqueues in (False, True):
+        FakeBar.made.clear()
+        if enqueues:
+            llm.enqueue(["hi", "ho"], SamplingParams(n=2, max_tokens=9))
+            llm.wait_for_completion(use_tqdm=FakeBar)
+        else:
+            llm.generate(["hi", "ho"], [SamplingParams(n=2, max_tokens=9)] * 2, use_tqdm=FakeBar)
+        [bar] = FakeBar.made
+        assert bar.kwargs["total"] == bar.n == 4
+        ids = 2 * len(byte_level_tokenizer().encode("hi")) + 2 * len(byte_level_tokenizer().encode("ho"))
+        assert bar.postfix.startswith(f"est. speed input: {ids / 2:.2f} toks/s")
+
+
 def test_progress_bar_is_tqdms(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     llm.generate(["hi"] * 3)
     assert "Processed prompts: 100%" in capsys.readouterr().err
@@ -622,6 +672,9 @@ def test_fifth_positional_argument_of_chat_is_a_template_or_a_priority(make: Mak
         llm.chat(messages, None, False, None, [1, 2])
     with pytest.raises(TacoValidationError, match="chat_template must be a string"):
         llm.chat(messages, chat_template=3, priority=3, **QUIET)
+    for priority in (3, None):  # and a sixth argument, as in 0.33
+        with pytest.raises(TacoValidationError, match=r"another order of arguments; pass them by name"):
+            llm.chat(messages, None, False, None, priority, "{{ 'T' }}")
 
 
 def test_signatures_have_the_orders_of_06() -> None:

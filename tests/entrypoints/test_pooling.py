@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from taco import LLM, PoolingParams
+from taco.compat import V0_33
 from taco.errors import BatchValidationError, TacoValidationError, UnsupportedFeatureError
 from taco.pooling_params import PoolerConfig
 from tests.tiny_pooling_models import (
@@ -545,10 +547,22 @@ def test_methods_refuse_models_that_are_not_for_them(tmp_path: Path, make_llm: M
             method("a")
 
 
+@pytest.mark.parametrize("method", ["encode", "embed"])
+def test_an_empty_list_of_prompts_is_an_error_in_033(bert: LLM, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert getattr(bert, method)([]) == []
+    engine = bert.llm_engine
+    monkeypatch.setattr(engine, "config", dataclasses.replace(engine.config, behaviour=V0_33))
+    with pytest.raises(ValueError, match="You must pass at least one prompt"):
+        getattr(bert, method)([])
+
+
 def test_models_for_several_classes_score_no_pairs(tmp_path: Path, make_llm: MakeLLM) -> None:
     save_model(tmp_path, "bert", "AutoModelForSequenceClassification", num_labels=3)
     llm = make_llm()
-    with pytest.raises(TacoValidationError, match="Embedding API is not supported.*task='embed' is passed"):
+    with pytest.raises(
+        TacoValidationError,
+        match="Embedding API is only enabled for `--task embed`.*task='embed' is.*--convert embed|classify",
+    ):
         llm.embed("a")
     with pytest.raises(TacoValidationError, match="does not support cross encoding"):
         llm.score("a", "b")

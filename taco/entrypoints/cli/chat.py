@@ -134,8 +134,9 @@ class Conversation:
                 "--model."
             )
         tokenizer = llm.get_tokenizer()
+        behaviour = llm.llm_engine.config.behaviour
         try:
-            self._renderer = ChatRenderer(tokenizer, ChatOptions(), config.chat_template)
+            self._renderer = ChatRenderer(tokenizer, ChatOptions(), behaviour, config.chat_template)
         except TacoValidationError as error:
             if config.chat_template is not None:
                 raise

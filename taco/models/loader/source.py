@@ -284,14 +284,18 @@ def _override(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     return merged
 
 
-def load_generation_config(source: ModelSource | str | os.PathLike[str]) -> dict[str, Any]:
+def load_generation_config(
+    source: ModelSource | str | os.PathLike[str], hf_config: PretrainedConfig | None = None
+) -> dict[str, Any]:
     """The sampling defaults and special token ids that the authors of a model recommend.
 
     Args:
         source: a model, a folder, or a .gguf file.
+        hf_config: of the model; its end-of-sequence tokens stand in for a missing file, as in transformers.
 
     Returns:
-        generation_config.json, empty if there is none; the special token ids of a GGUF file.
+        generation_config.json; without that file, the `eos_token_id` of the config, if it has any; the special token
+        ids of a GGUF file.
 
     Raises:
         TacoValidationError: the file is not a JSON object.
@@ -304,7 +308,9 @@ def load_generation_config(source: ModelSource | str | os.PathLike[str]) -> dict
         return gguf_generation_config(read_gguf_header(str(path)))
     file = path / "generation_config.json"
     if not file.is_file():
-        return {}
+        configs = () if hf_config is None else (hf_config, hf_config.get_text_config())
+        found = (getattr(config, "eos_token_id", None) for config in configs)
+        return next(({"eos_token_id": ids} for ids in found if ids is not None), {})
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, Gemma3Config, LlamaConfig, PretrainedConfig
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.models.loader.source import (
@@ -223,6 +223,16 @@ def test_generation_config_is_a_plain_dictionary(folder: Path) -> None:
         file.write_text(text)
         with pytest.raises(TacoValidationError, match=message):
             load_generation_config(str(folder))
+
+
+def test_end_of_sequence_of_the_config_stands_in_for_a_missing_generation_config(folder: Path) -> None:
+    source = ModelSource("hf", str(folder))
+    nested = Gemma3Config(text_config={"eos_token_id": 5}, eos_token_id=None)
+    assert load_generation_config(source, LlamaConfig(eos_token_id=[2, 3])) == {"eos_token_id": [2, 3]}
+    assert load_generation_config(source, nested) == {"eos_token_id": 5}
+    assert load_generation_config(source, LlamaConfig(eos_token_id=None)) == {}
+    (folder / "generation_config.json").write_text('{"top_k": 3}')
+    assert load_generation_config(source, LlamaConfig(eos_token_id=2)) == {"top_k": 3}
 
 
 def test_finding_a_model_imports_neither_torch_nor_transformers() -> None:
