@@ -45,8 +45,8 @@ class Behaviour:
             it, instead of the last of them or a later one.
         ending_token_beats_stop_string: where the text of an ending token, shown as `include_stop_str_in_output` asks,
             completes a stop string, the token is what ended the text, instead of the string.
-        beam_score_includes_prompt: the length in a beam's score counts the prompt, without an end-of-sequence token at
-            the end, even if it is ignored; otherwise the generated tokens, with it.
+        beam_score_includes_prompt: the length in a beam's score counts the prompt, without the end-of-sequence token;
+            otherwise the generated tokens, with it.
         beam_text_keeps_special_tokens: texts of `LLM.beam_search` show special tokens, whatever the parameters say.
         beam_logprobs_have_text: log-probabilities of `LLM.beam_search` have the texts of the tokens.
         developer_becomes_system: a chat message of the role "developer" gets the role "system" where the template does

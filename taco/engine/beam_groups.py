@@ -41,8 +41,6 @@ class _Group:
         params = root.params
         # Tokens that end a beam. Where a grammar lets nothing follow, the end of sequence ends even what ignores it.
         self.end_ids = root.stop_token_ids
-        if root.eos_token_id is not None:
-            self.end_ids |= {root.eos_token_id}
         if root.grammar is not None:
             self.end_ids |= params.all_stop_token_ids
 
@@ -54,7 +52,8 @@ class _Group:
             self.options,
             num_prompt_tokens=root.num_prompt_tokens,
             max_tokens=root.max_total_tokens - root.num_prompt_tokens,
-            end_ids=self.end_ids,
+            eos_token_id=root.eos_token_id,
+            stop_token_ids=self.end_ids,
             completes_stop=completes_stop if params.stop else None,
         )
         self.requests = [root]  # of the search's beams, in their order

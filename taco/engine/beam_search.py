@@ -28,9 +28,8 @@ class BeamOptions:
         width: beams kept at each step.
         num_returned: hypotheses returned, at most `width`.
         length_penalty: a score is the summed log-probability over the length to this power.
-        score_includes_prompt: the length counts the prompt, and not an `uncounted_token_id` at the end; else it is the
+        score_includes_prompt: the length counts the prompt, and not an end-of-sequence token at the end; else it is the
             number of generated tokens.
-        uncounted_token_id: the end of sequence, whether it ends anything here or not; None if there is none.
         early_stopping: what ends the search, once there are `width` hypotheses. True: that; False: no beam scores
             better than the worst of them now; "never": none can become better.
         ends_anywhere: a continuation that ends counts wherever it stands among those of its beam; else only if it is
@@ -44,7 +43,6 @@ class BeamOptions:
     num_returned: int
     length_penalty: float
     score_includes_prompt: bool
-    uncounted_token_id: int | None
     early_stopping: bool | Literal["never"]
     ends_anywhere: bool
     num_candidates: int
@@ -103,7 +101,8 @@ class BeamSearch:
         options: see there.
         num_prompt_tokens: length of the prompt.
         max_tokens: most generated tokens.
-        end_ids: tokens that end a sequence.
+        eos_token_id: end of sequence, or None if it ends nothing.
+        stop_token_ids: further tokens that end a sequence.
         completes_stop: whether a token, appended to a beam, completes a text that ends the sequence; None if there are
             no such texts.
 
@@ -118,16 +117,15 @@ class BeamSearch:
         *,
         num_prompt_tokens: int,
         max_tokens: int,
-        end_ids: frozenset[int] = frozenset(),
+        eos_token_id: int | None = None,
+        stop_token_ids: frozenset[int] = frozenset(),
         completes_stop: Callable[[Beam, int], bool] | None = None,
     ) -> None:
         self._options = options
         self._num_prompt_tokens = num_prompt_tokens
         self._max_tokens = max_tokens
-        self._end_ids = end_ids
-        # Whether some of the continuations that do not end count as shorter than the others.
-        uncounted = options.uncounted_token_id if options.score_includes_prompt else None
-        self._lengths_differ = uncounted is not None and uncounted not in end_ids
+        self._eos_token_id = eos_token_id
+        self._end_ids = stop_token_ids if eos_token_id is None else stop_token_ids | {eos_token_id}
         self._completes_stop = completes_stop
         self._hypotheses: list[Hypothesis] = []  # best first, at most `width`
         self.beams = [Beam(None, -1, 0.0, None)]
@@ -157,8 +155,6 @@ class BeamSearch:
         continuations.sort(key=itemgetter(0), reverse=True)  # stable
         if not options.ends_anywhere:
             del continuations[2 * options.width :]
-        elif self._lengths_differ:  # else sums have the order of scores
-            continuations.sort(key=lambda entry: self.score(entry[0], self.num_steps, entry[2]), reverse=True)
         kept: list[Candidates | None] = [None] * len(old)
         if options.keeps_candidates:  # copies: these may be views of all rows of a batch
             kept = [Candidates(row.token_ids.copy(), row.logprobs.copy()) for row in candidates]
@@ -190,20 +186,16 @@ class BeamSearch:
         """The best hypotheses, best first; among equals those that ended first."""
         return self._hypotheses[: self._options.num_returned]
 
-    def score(self, cumulative_logprob: float, num_tokens: int, last_token_id: int | None) -> float:
-        """Score of a sequence of so many generated tokens, of which the last is None if any would do."""
-        if cumulative_logprob == -math.inf:
-            return cumulative_logprob
-        options = self._options
+    def score(self, cumulative_logprob: float, num_tokens: int, ends_with_eos: bool) -> float:
+        """Score of a sequence of so many generated tokens."""
         length = max(num_tokens, 1)
-        if options.score_includes_prompt:
-            is_uncounted = last_token_id is not None and last_token_id == options.uncounted_token_id
-            length = self._num_prompt_tokens + num_tokens - is_uncounted
+        if self._options.score_includes_prompt:
+            length = self._num_prompt_tokens + num_tokens - ends_with_eos
         # The exponent is bounded, as an extreme penalty would overflow.
-        return cumulative_logprob * math.exp(min(-options.length_penalty * math.log(length), 700.0))
+        return cumulative_logprob * math.exp(min(-self._options.length_penalty * math.log(length), 700.0))
 
     def _end(self, beam: Beam, reached_limit: bool) -> None:
-        score = self.score(beam.cumulative_logprob, self.num_steps, beam.token_id)
+        score = self.score(beam.cumulative_logprob, self.num_steps, beam.token_id == self._eos_token_id)
         hypotheses = self._hypotheses
         if len(hypotheses) < self._options.width or score > hypotheses[-1].score:
             hypotheses.append(Hypothesis(score, beam, reached_limit))
@@ -219,7 +211,7 @@ class BeamSearch:
         num_tokens = self.num_steps
         if options.early_stopping == "never" and options.length_penalty > 0:
             num_tokens = self._max_tokens  # sums only fall, but the longer a sequence is, the less they count
-        best = self.score(max(beam.cumulative_logprob for beam in self.beams), num_tokens, None)
+        best = self.score(self.beams[0].cumulative_logprob, num_tokens, False)
         return self._hypotheses[-1].score >= best
 
 

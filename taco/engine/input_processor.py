@@ -750,8 +750,6 @@ class InputProcessor:
             num_returned=num_returned if beam_params is None else width,
             length_penalty=params.length_penalty if beam_params is None else beam_params.length_penalty,
             score_includes_prompt=self._behaviour.beam_score_includes_prompt,
-            # `LLM.beam_search` of vLLM looks at the tokenizer, whatever `ignore_eos` says.
-            uncounted_token_id=params.eos_token_id if beam_params is None else self._eos_token_id,
             # `LLM.beam_search` goes on to the last token; the result is the same once nothing can become better.
             early_stopping=params.early_stopping if beam_params is None else "never",  # type: ignore[arg-type]
             ends_anywhere=beam_params is not None,

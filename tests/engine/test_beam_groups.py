@@ -87,7 +87,6 @@ def options(width=3, **changes):
         "num_returned": width,
         "length_penalty": 1.0,
         "score_includes_prompt": True,
-        "uncounted_token_id": EOS,
         "early_stopping": "never",
         "ends_anywhere": True,
         "num_candidates": min(2 * width, VOCAB),
@@ -105,7 +104,7 @@ def expected(request, options):
     scoring = {
         "length_penalty": options.length_penalty,
         "score_includes_prompt": options.score_includes_prompt,
-        "eos": options.uncounted_token_id,
+        "eos": request.eos_token_id,
     }
     if options.ends_anywhere:
         found = search_everything(*arguments, ends, **scoring)
@@ -171,13 +170,7 @@ def test_every_search_finds_what_it_would_find_alone(scenario):
         if width and stopping == "everything":
             how = options(width)
         elif width:
-            how = options(
-                width,
-                ends_anywhere=False,
-                early_stopping=stopping,
-                num_returned=(width + 1) // 2,
-                uncounted_token_id=request.eos_token_id,
-            )
+            how = options(width, ends_anywhere=False, early_stopping=stopping, num_returned=(width + 1) // 2)
         arrivals.setdefault(arrival, []).append((request, how))
         if abort is not None:
             aborts.setdefault(arrival + abort, []).append(request.request_id)

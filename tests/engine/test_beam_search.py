@@ -27,7 +27,6 @@ def options(width=2, **changes):
         "num_returned": width,
         "length_penalty": 1.0,
         "score_includes_prompt": False,
-        "uncounted_token_id": None,
         "early_stopping": False,
         "ends_anywhere": False,
         "num_candidates": 2 * width,
@@ -59,14 +58,13 @@ def check(found, expected):
 
 @st.composite
 def searches(draw):
-    eos = draw(st.sampled_from([None, EOS]))
-    ends = {EOS} if eos == EOS and draw(st.booleans()) else set()  # it may be ignored
+    has_eos = draw(st.booleans())
     return {
         "prompt": draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4)),
         "width": draw(st.integers(1, 5)),
         "max_tokens": draw(st.integers(1, 9)),
-        "eos": eos,
-        "ends": ends | draw(st.sampled_from([set(), {5}])),
+        "eos": EOS if has_eos else None,
+        "ends": ({EOS} if has_eos else set()) | draw(st.sampled_from([set(), {5}])),
         "length_penalty": draw(st.sampled_from([0.0, 0.6, 1.0, 2.0, -1.0])),
         "score_includes_prompt": draw(st.booleans()),
     }
@@ -75,10 +73,11 @@ def searches(draw):
 def make_search(spec, width, max_tokens, **changes):
     settings = {name: spec[name] for name in ("length_penalty", "score_includes_prompt")}
     return BeamSearch(
-        options(width, uncounted_token_id=spec["eos"], **settings, **changes),
+        options(width, **settings, **changes),
         num_prompt_tokens=len(spec["prompt"]),
         max_tokens=max_tokens,
-        end_ids=frozenset(spec["ends"]),
+        eos_token_id=spec["eos"],
+        stop_token_ids=frozenset(spec["ends"] - {spec["eos"]}),
     )
 
 
@@ -90,7 +89,6 @@ def test_finds_what_an_exhaustive_bookkeeping_of_all_ends_finds(spec):
 
 @given(searches(), st.sampled_from([True, False, "never"]))
 def test_finds_what_a_plain_search_with_early_stopping_finds(spec, early_stopping):
-    spec["eos"] = EOS if EOS in spec["ends"] else None
     search = make_search(spec, spec["width"], spec["max_tokens"], early_stopping=early_stopping)
     expected = search_with_early_stopping(next_logprobs=next_logprobs, early_stopping=early_stopping, **spec)
     check(run(spec["prompt"], search, 2 * spec["width"]), expected)
@@ -108,23 +106,12 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_sequences_of_all(prompt):
     assert [score for _, score in found] == sorted(sums, reverse=True)
 
 
-def test_an_end_of_sequence_that_is_ignored_still_does_not_count_where_prompts_do():
-    def model(tokens):
-        likely = {(9, 9): {EOS: -1.0, 1: -1.2}, (9, 9, 1): {2: -1.2}, (9, 9, EOS): {2: -3.0}}[tuple(tokens)]
-        return [likely.get(token, -50.0) for token in range(VOCAB)]
-
-    # Scores after one token: -1.0 / 2 and -1.2 / 3.
-    scoring = {"score_includes_prompt": True, "uncounted_token_id": EOS, "ends_anywhere": True}
-    search = BeamSearch(options(1, early_stopping="never", **scoring), num_prompt_tokens=2, max_tokens=2)
-    assert run([9, 9], search, 2, model) == [([1, 2], pytest.approx(-2.4 / 4))]
-
-
 def test_a_search_for_everything_stops_when_nothing_can_become_better():
     search = BeamSearch(
         options(1, ends_anywhere=True, early_stopping="never", length_penalty=0.0),
         num_prompt_tokens=1,
         max_tokens=100,
-        end_ids=frozenset({EOS}),
+        eos_token_id=EOS,
     )
 
     def model(tokens):
@@ -143,9 +130,7 @@ def test_what_early_stopping_waits_for(early_stopping, expected):
         return [likely.get(token, -50.0) for token in range(VOCAB)]
 
     # Scores, by length: -1.0 after one token; then -1.3 / 2, before -1.5 / 2 of what goes on; in the end -1.52 / 4.
-    search = BeamSearch(
-        options(1, early_stopping=early_stopping), num_prompt_tokens=1, max_tokens=4, end_ids=frozenset({EOS})
-    )
+    search = BeamSearch(options(1, early_stopping=early_stopping), num_prompt_tokens=1, max_tokens=4, eos_token_id=EOS)
     assert [output for output, _ in run([9], search, 2, model)] == expected
 
 

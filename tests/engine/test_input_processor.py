@@ -475,19 +475,12 @@ def test_a_beam_search_starts_with_one_request_that_asks_for_candidates() -> Non
         num_returned=2,
         length_penalty=0.5,
         score_includes_prompt=True,
-        uncounted_token_id=1,
         early_stopping="never",
         ends_anywhere=False,
         num_candidates=8,
         keeps_candidates=False,
     )
     assert process(make_processor(), "hello", n=2, **BEAMS).children[0].num_candidates == 4
-
-
-def test_lengths_of_a_beam_search_do_not_count_an_end_of_sequence_even_if_it_is_ignored() -> None:
-    params = BeamSearchParams(2, 5, ignore_eos=True)
-    processed = process(make_processor(), "hello", ignore_eos=True, _beam_search_params=params)
-    assert processed.beam_options is not None and processed.beam_options.uncounted_token_id == 1
 
 
 @pytest.mark.parametrize(("logprobs", "num_candidates"), [(0, 4), (3, 4), (7, 7), (-1, 400)])

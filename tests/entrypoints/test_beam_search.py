@@ -62,13 +62,6 @@ def llm(make: Make) -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="module")
-def llm_033(make: Make) -> Iterator[LLM]:
-    """Ranks sequences as transformers does, also where the end of sequence is ignored."""
-    with make(compat_version="0.33") as llm:
-        yield llm
-
-
-@pytest.fixture(scope="module")
 def reference(model_path: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
 
@@ -132,7 +125,7 @@ def unending(reference: LlamaForCausalLM) -> list[list[list[int]]]:
 def test_sequences_equal_transformers_whatever_shares_the_batch(
     make: Make, unending: list[list[list[int]]], limits: dict[str, Any]
 ) -> None:
-    with make(compat_version="0.33", **limits) as llm:
+    with make(**limits) as llm:
         for _ in range(2):  # the second time prompts are found in the prefix cache
             outputs = llm.beam_search(PROMPTS, BeamSearchParams(WIDTH, 12, ignore_eos=True))
             assert generated(PROMPTS, outputs) == unending
@@ -216,9 +209,9 @@ def test_what_a_sequence_tells(preset: tuple[str, LLM], next_logits: Any) -> Non
     assert (shown.sequences[0].text or "").startswith("<s>")
 
 
-def test_one_beam_is_greedy_until_the_end_of_sequence(llm_033: LLM) -> None:
-    greedy = llm_033.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), **QUIET)
-    found = generated(PROMPTS, llm_033.beam_search(PROMPTS, BeamSearchParams(1, 8, ignore_eos=True)))
+def test_one_beam_is_greedy_until_the_end_of_sequence(llm: LLM) -> None:
+    greedy = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), **QUIET)
+    found = generated(PROMPTS, llm.beam_search(PROMPTS, BeamSearchParams(1, 8, ignore_eos=True)))
     assert found == [[output.outputs[0].token_ids] for output in greedy]
 
 
@@ -423,7 +416,7 @@ def test_a_row_that_fails_costs_itself_alone_and_the_next_call_is_clean(llm: LLM
     llm.llm_engine.scheduler.check_integrity()
 
 
-def test_an_interrupt_leaves_a_clean_engine(llm_033: LLM, unending: list[list[list[int]]]) -> None:
+def test_an_interrupt_leaves_a_clean_engine(llm: LLM, unending: list[list[list[int]]]) -> None:
     def interrupt(output_token_ids: Any, logits: Any) -> Any:
         if output_token_ids:
             raise KeyboardInterrupt
@@ -431,8 +424,8 @@ def test_an_interrupt_leaves_a_clean_engine(llm_033: LLM, unending: list[list[li
 
     bad = SamplingParams(n=3, max_tokens=6, logits_processors=[interrupt], **BEAMS)
     with pytest.raises(KeyboardInterrupt):
-        llm_033.generate(PROMPTS[:2], bad, **QUIET)
-    outputs = llm_033.beam_search(PROMPTS, BeamSearchParams(WIDTH, 12, ignore_eos=True))
+        llm.generate(PROMPTS[:2], bad, **QUIET)
+    outputs = llm.beam_search(PROMPTS, BeamSearchParams(WIDTH, 12, ignore_eos=True))
     assert generated(PROMPTS, outputs) == unending
 
 
@@ -449,8 +442,8 @@ def test_requests_can_be_aborted_step_by_step(llm: LLM) -> None:
     assert engine.scheduler.num_unfinished == 0
 
 
-def test_at_most_as_many_prompts_at_once_as_the_limit_says(llm_033: LLM, unending: list[list[list[int]]]) -> None:
-    engine = llm_033.llm_engine
+def test_at_most_as_many_prompts_at_once_as_the_limit_says(llm: LLM, unending: list[list[list[int]]]) -> None:
+    engine = llm.llm_engine
     seen = []
     step = engine.step
 
@@ -461,7 +454,7 @@ def test_at_most_as_many_prompts_at_once_as_the_limit_says(llm_033: LLM, unendin
     engine.step = watched  # type: ignore[method-assign]
     try:
         params = BeamSearchParams(WIDTH, 12, ignore_eos=True)
-        assert generated(PROMPTS, llm_033.beam_search(PROMPTS, params, concurrency_limit=2)) == unending
+        assert generated(PROMPTS, llm.beam_search(PROMPTS, params, concurrency_limit=2)) == unending
     finally:
         del engine.step  # type: ignore[method-assign]
     assert max(seen) == 2
