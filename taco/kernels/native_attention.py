@@ -3,6 +3,9 @@
 One kernel serves decoding and prefill. Its tasks are slices of the queries of one row with all query heads of one key
 head; each task walks over the keys in tiles of 64, counted from position 0. So a query's sums are taken in the same
 order whatever else is in the batch, however its prompt was cut into chunks, and wherever its blocks are.
+
+Rows that decode and have their first blocks in common make tasks together: those blocks are read and laid out once for
+all of them (as in Hydragen, Juravsky et al. 2024, arXiv:2402.05099, but with the sums of each row in its own order).
 """
 
 from __future__ import annotations
@@ -17,18 +20,23 @@ from taco.kernels import native
 from taco.kernels.attention import paged_attention
 from taco.kernels.metadata import AttentionMetadata
 
+KEYS = 64  # of a tile
+MAX_QUERIES = 64  # of a task
+TILE_WORK = 16  # what it takes to lay out the keys, in lines of queries that are multiplied with them
+
 
 @dataclass
 class NativeBatch:
     """The batch of a step for layers of one group size (query heads a key head).
 
     Args:
-        structure: points into the tensors of the metadata and into `tasks`.
+        structure: points into the tensors of the metadata and into `tasks` and `members`.
         query_rows: queries times heads of a task at most.
     """
 
     structure: native.Batch
     tasks: np.ndarray
+    members: np.ndarray
     query_rows: int
 
 
@@ -37,42 +45,93 @@ def native_batch(meta: AttentionMetadata, group: int) -> NativeBatch:
     key = ("native", group)
     batch = meta.cache.get(key)
     if batch is None:
-        tasks, max_queries = _make_tasks(meta, group)
+        tasks, members, max_queries = _make_tasks(meta, group)
         structure = native.Batch(
             meta.query_start.data_ptr(),
             meta.seq_lens.data_ptr(),
             meta.block_tables.data_ptr(),
             meta.slot_mapping.data_ptr(),
             tasks.ctypes.data,
+            members.ctypes.data,
             meta.num_tokens,
             meta.block_tables.shape[1],
             meta.block_size,
             len(tasks),
             torch.get_num_threads(),
         )
-        batch = meta.cache[key] = NativeBatch(structure, tasks, max_queries * group)
+        batch = meta.cache[key] = NativeBatch(structure, tasks, members, max_queries * group)
     return batch
 
 
-def _make_tasks(meta: AttentionMetadata, group: int) -> tuple[np.ndarray, int]:
-    """int32 [num_tasks, 3]: row, first query within the row, number of queries; and that number's maximum.
+def _make_tasks(meta: AttentionMetadata, group: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """The tasks, int32 [num_tasks, 4], and the members of those of several rows, int32 [n], as `native.Batch` has them;
+    and the largest number of queries of a task.
 
     The tasks with the most work come first, so that threads end at about the same time.
     """
-    max_queries = max(1, 64 // group)  # as taco_query_rows
+    max_queries = max(1, MAX_QUERIES // group)  # as taco_query_rows
     num_queries = np.diff(meta.query_start_cpu)
     if meta.num_decode_rows == meta.num_rows:
         rows = np.arange(meta.num_rows)
         firsts, counts = np.zeros_like(rows), np.ones_like(rows)
-        work = meta.seq_lens_cpu
+        work = meta.seq_lens_cpu.astype(np.int64) * (group + TILE_WORK)
     else:
         num_slices = -(-num_queries // max_queries)
         rows = np.repeat(np.arange(meta.num_rows), num_slices)
         firsts = (np.arange(len(rows)) - np.repeat(np.cumsum(num_slices) - num_slices, num_slices)) * max_queries
         counts = np.minimum(max_queries, num_queries[rows] - firsts)
-        work = (meta.seq_lens_cpu[rows] - num_queries[rows] + firsts + counts) * (counts * group + 16)
-    tasks = np.stack([rows, firsts, counts], 1).astype(np.int32)
-    return np.ascontiguousarray(tasks[np.argsort(-work.astype(np.int64), kind="stable")]), max_queries
+        last_keys = meta.seq_lens_cpu[rows].astype(np.int64) - num_queries[rows] + firsts + counts
+        work = last_keys * (counts * group + TILE_WORK)
+    tasks = np.stack([rows, firsts, counts, np.zeros_like(rows)], 1)
+    members: list[int] = []
+    together = _rows_together(meta, max_queries)
+    if together:
+        alone = np.ones(meta.num_rows, bool)
+        merged = []
+        for shared, sharing in together:
+            alone[sharing] = False
+            merged.append((len(members), 0, len(sharing), shared))
+            members += sharing
+            own = int(meta.seq_lens_cpu[sharing].sum()) - shared * len(sharing)
+            work = np.append(work, shared * (len(sharing) * group + TILE_WORK) + own * (group + TILE_WORK))
+        kept = np.append(alone[rows], np.ones(len(merged), bool))
+        tasks, work = np.concatenate([tasks, merged])[kept], work[kept]
+    order = np.argsort(-work, kind="stable")
+    return np.ascontiguousarray(tasks[order], np.int32), np.array(members, np.int32), max_queries
+
+
+def _rows_together(meta: AttentionMetadata, max_members: int) -> list[tuple[int, list[int]]]:
+    """Groups of decoding rows whose first keys are in the same blocks.
+
+    Returns:
+        For each group the number of keys in common, a multiple of `KEYS`, and its rows, two or more.
+    """
+    # With many threads small groups, so that all have something to do.
+    max_members = min(max_members, -(-meta.num_decode_rows // torch.get_num_threads()))
+    if max_members < 2:
+        return []
+    tables = meta.block_tables[: meta.num_decode_rows].numpy()
+    order = np.argsort(tables[:, 0], kind="stable")
+    tables, lens = tables[order], meta.seq_lens_cpu[order]
+    differs = tables[1:] != tables[:-1]
+    num_blocks = np.where(differs.any(1), differs.argmax(1), tables.shape[1])
+    # Keys that a row has in common with the one before it; tables are padded alike.
+    common = np.minimum(num_blocks * meta.block_size, np.minimum(lens[1:], lens[:-1])) // KEYS * KEYS
+    if not common.any():
+        return []
+    groups: list[tuple[int, list[int]]] = []
+    shared, sharing = 0, [int(order[0])]
+    for row, keys in zip(order[1:].tolist(), common.tolist(), strict=True):
+        fewer = min(shared, keys) if len(sharing) > 1 else keys
+        # What is saved grows with the keys in common, and with the rows beyond the first.
+        if len(sharing) < max_members and fewer and fewer * len(sharing) >= shared * (len(sharing) - 1):
+            sharing.append(row)
+            shared = fewer
+            continue
+        groups.append((shared, sharing))
+        shared, sharing = 0, [row]
+    groups.append((shared, sharing))
+    return [(shared, sharing) for shared, sharing in groups if len(sharing) > 1]
 
 
 def attention_scratch_bytes(dtype: torch.dtype, head_dim: int, batch: NativeBatch) -> int:

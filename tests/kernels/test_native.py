@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from taco.kernels import native
+from taco.kernels import native, native_attention
 from taco.kernels.attention import paged_attention
 from taco.kernels.linear import PackedWeight, linear
 from tests.kernels.test_attention import make_batch
@@ -95,6 +95,84 @@ def test_attention_of_a_query_has_the_same_bits_in_any_batch_and_any_chunk(dtype
             part = slice(int(starts[row]) + first, int(starts[row]) + last)
             out = attend((query[part], None, None, key_cache, value_cache, alone), window, "native")
             assert torch.equal(out, together[part]), (row, first, last)
+
+
+def share_prefixes(batch, shared_blocks):
+    """Rows get the first blocks of the row before them, as many as `shared_blocks` says."""
+    meta = batch[-1]
+    tables = meta.block_tables.numpy()
+    for row, num_blocks in enumerate(shared_blocks, start=1):
+        tables[row, :num_blocks] = tables[row - 1, :num_blocks]
+    meta.cache.clear()
+    return batch
+
+
+def row_alone(meta, row):
+    """The metadata of a decoding row in a batch of its own."""
+    lens = meta.seq_lens_cpu[row : row + 1]
+    return type(meta)(
+        query_start=torch.tensor([0, 1], dtype=torch.int32),
+        seq_lens=torch.from_numpy(lens),
+        block_tables=torch.from_numpy(np.ascontiguousarray(meta.block_tables.numpy()[row : row + 1])),
+        slot_mapping=torch.zeros(1, dtype=torch.int64),
+        query_start_cpu=np.array([0, 1], np.int32),
+        seq_lens_cpu=lens,
+        num_decode_rows=1,
+        block_size=meta.block_size,
+        workspace=meta.workspace,
+    )
+
+
+# Keys of decoding rows, and the blocks of 16 that each has in common with the row before it.
+SHARING = {
+    "all": ([200, 199, 193, 260, 192], [12, 12, 12, 12]),
+    "to the last key": ([128, 128, 129], [8, 8]),
+    "two groups": ([300, 310, 90, 95, 400], [18, 0, 5, 0]),
+    "less and less": ([500, 500, 500, 500], [30, 20, 8]),
+    "too little": ([70, 71, 72], [3, 3]),
+    "more than a task holds": ([150 + n for n in range(40)], [8] * 39),
+}
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 1, 50, 170])
+@pytest.mark.parametrize(("lens", "shared_blocks"), SHARING.values(), ids=SHARING.keys())
+def test_rows_with_common_blocks_have_the_bits_of_each_alone(dtype, window, lens, shared_blocks) -> None:
+    rows = [(1, length) for length in lens]
+    batch = share_prefixes(
+        make_batch([*rows, (30, 90)], block_size=16, num_heads=6, num_kv_heads=2, head_dim=32, dtype=dtype),
+        shared_blocks,
+    )
+    query, _, _, key_cache, value_cache, meta = batch
+    together = attend(batch, window, "native")
+    tolerance = {"atol": 2e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    torch.testing.assert_close(together, attend(batch, window, "reference"), **tolerance)
+    for row in range(len(lens)):
+        alone = (query[row : row + 1], None, None, key_cache, value_cache, row_alone(meta, row))
+        assert torch.equal(attend(alone, window, "native"), together[row : row + 1]), row
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("all", [(192, [0, 1, 2, 3, 4])]),
+        ("to the last key", [(128, [0, 1, 2])]),
+        ("two groups", [(256, [0, 1]), (64, [2, 3])]),
+        ("less and less", [(320, [0, 1, 2])]),
+        ("too little", []),
+        ("more than a task holds", [(128, list(range(21))), (128, list(range(21, 40)))]),
+    ],
+)
+def test_which_rows_are_attended_together(name, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    lens, shared_blocks = SHARING[name]
+    rows = [(1, length) for length in lens]
+    *_, meta = share_prefixes(
+        make_batch(rows, block_size=16, num_heads=6, num_kv_heads=2, head_dim=32, dtype=torch.float32), shared_blocks
+    )
+    found = native_attention._rows_together(meta, 64 // 3)
+    assert sorted(found, key=lambda group: group[1]) == expected
 
 
 @needs_library

@@ -71,7 +71,7 @@ class Batch(ctypes.Structure):
     """taco_batch"""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query_start", "seq_lens", "block_tables", "slots", "tasks")),
+        *((name, ctypes.c_void_p) for name in ("query_start", "seq_lens", "block_tables", "slots", "tasks", "members")),
         *((name, ctypes.c_int64) for name in ("num_tokens", "max_blocks", "block_size", "num_tasks", "num_threads")),
     ]
 

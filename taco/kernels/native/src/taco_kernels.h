@@ -42,13 +42,16 @@ typedef struct {
     float eps, qk_eps, scale;
 } taco_layer;
 
-/* The batch of a step: see AttentionMetadata. A task is a slice of the queries of one row. */
+/* The batch of a step: see AttentionMetadata. A task is a slice of the queries of one row, or the queries of several rows
+ * with one query each, whose first keys are in the same blocks. */
 typedef struct {
     const int32_t *query_start;  /* [num_rows + 1] */
     const int32_t *seq_lens;     /* [num_rows] */
     const int32_t *block_tables; /* [num_rows, max_blocks] */
     const int64_t *slots;        /* [num_tokens] */
-    const int32_t *tasks;        /* [num_tasks, 3]: row, first query within the row, number of queries */
+    const int32_t *tasks;        /* [num_tasks, 4]: row, first query within the row, number of queries, 0; or first of
+                                    the members, 0, their number, keys that they have in common (a multiple of 64) */
+    const int32_t *members;      /* rows */
     int64_t num_tokens, max_blocks, block_size, num_tasks;
     int64_t num_threads;
 } taco_batch;
