@@ -319,10 +319,11 @@ class SimulatedCuda:
         result = call.run()
         if call.target == HOST:
             return result
-        if operation.leaves_memory:
-            poison(result)
         if isinstance(result, torch.Tensor):
-            return self._wrap_result(call, result, operation.is_view)
+            wrapped = self._wrap_result(call, result, operation.is_view)
+            if operation.leaves_memory:
+                poison(result)
+            return wrapped
         if isinstance(result, (tuple, list)):
             return type(result)(
                 self._wrap_result(call, part, operation.is_view) if isinstance(part, torch.Tensor) else part
@@ -639,9 +640,8 @@ def _copy(device: SimulatedCuda, call: _Call) -> torch.Tensor:
 
 def _index(device: SimulatedCuda, call: _Call) -> Any:
     """Reads or writes at indices. They may be on the host, and are then copied first."""
-    assert any(call.args[0] is tensor.inner for tensor in call.on_device), (
-        f"{call.func}: indices on cuda:0 for the host"
-    )
+    if not any(call.args[0] is tensor.inner for tensor in call.on_device):
+        raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
     for index in call.args[1]:
         if index is None:
             continue

@@ -14,7 +14,12 @@ import torch
 
 from taco import LLM, PoolingParams, SamplingParams
 from taco.logits_processor import AdapterLogitsProcessor
+from taco.pooling_params import PoolerConfig
 from taco.sampling_params import StructuredOutputsParams
+from taco.worker import profile
+from taco.worker.model_runner import ModelRunner
+from taco.worker.pooling_runner import PoolingRunner
+from tests.models.harness import tiny_config
 from tests.simulated_cuda import simulated_cuda
 from tests.tiny_pooling_models import TEXTS, save_model
 
@@ -294,29 +299,105 @@ def test_pooled_results_are_those_of_the_cpu(
 def test_starting_a_step_does_not_wait_for_the_device(
     tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    from taco.worker.model_runner import ModelRunner
+    num_steps = forbid_waiting(monkeypatch, ModelRunner)
+    params = SamplingParams(**fields, seed=3, max_tokens=9, ignore_eos=True)
+    with make(tiny_llama_path, "cuda", **options) as llm:
+        assert all(len(found) == 9 for found in tokens(generate(llm, params)))
+    assert num_steps[0] > 9
 
-    submit = ModelRunner.submit
-    num_steps = 0
+
+@pytest.mark.parametrize(
+    ("model_type", "auto_class", "options", "params"),
+    [
+        ("bert", "AutoModel", {}, PoolingParams(task="embed")),
+        ("qwen3", "AutoModel", {}, PoolingParams(task="embed")),
+        ("bert", "AutoModelForSequenceClassification", {}, PoolingParams(task="classify")),
+        (
+            *("llama", "AutoModelForCausalLM", {"task": "reward", "override_pooler_config": PoolerConfig("STEP")}),
+            PoolingParams(step_tag_id=100, returned_token_ids=[10, 20]),
+        ),
+    ],
+    ids=["encoder", "decoder", "classifier", "steps"],
+)
+def test_starting_to_pool_does_not_wait_for_the_device(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    auto_class: str,
+    options: dict[str, Any],
+    params: PoolingParams,
+) -> None:
+    save_model(tmp_path, model_type, auto_class)
+    num_steps = forbid_waiting(monkeypatch, PoolingRunner)
+    prompts: list[Any] = [{"prompt_token_ids": [*prompt, 100]} for prompt in PROMPTS]
+    if model_type == "bert":
+        prompts = [{**prompt, "token_type_ids": [1] * len(prompt["prompt_token_ids"])} for prompt in prompts]
+    with make(tmp_path, "cuda", max_num_seqs=2, **options) as llm:
+        outputs = llm.encode(prompts, params, use_tqdm=False)
+    assert all(torch.isfinite(output.outputs.data).all() for output in outputs)
+    assert num_steps[0] > 4
+
+
+def forbid_waiting(monkeypatch: pytest.MonkeyPatch, runner_class: type[ModelRunner]) -> list[int]:
+    """From the fourth step on, `submit` may not wait for the device; what is returned counts the steps."""
+    submit = runner_class.submit
+    num_steps = [0]
 
     def checked(*args: Any) -> Any:
-        nonlocal num_steps
-        num_steps += 1
+        num_steps[0] += 1
         # The first steps load kernels and make handles of libraries.
-        torch.cuda.set_sync_debug_mode("error" if num_steps > 3 else "default")
+        torch.cuda.set_sync_debug_mode("error" if num_steps[0] > 3 else "default")
         try:
             return submit(*args)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(ModelRunner, "submit", checked)
-    params = SamplingParams(**fields, seed=3, max_tokens=9, ignore_eos=True)
-    with make(tiny_llama_path, "cuda", **options) as llm:
-        assert all(len(found) == 9 for found in tokens(generate(llm, params)))
-    assert num_steps > 9
+    monkeypatch.setattr(runner_class, "submit", checked)
+    return num_steps
 
 
 # Memory
+
+
+@pytest.fixture(scope="module")
+def wide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configuration of a model whose steps take most memory for their logits."""
+    folder = tmp_path_factory.mktemp("wide")
+    tiny_config("llama", vocab_size=20_000, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"temperature": 0}, {}),
+        ({"top_k": 20, "top_p": 0.9, "min_p": 0.001, "seed": 1}, {}),
+        ({"top_p": 0.9, "seed": 1, "logprobs": 3, "repetition_penalty": 1.1}, {}),
+        ({"temperature": 0, "prompt_logprobs": 5}, {}),
+        ({"seed": 1}, {"watermark_config": {"key": 42}}),
+        ({"extra_args": {"roll": 1}, "top_p": 0.9, "seed": 1, "logprobs": 3}, {"logits_processors": [Rolled]}),
+    ],
+    ids=str,
+)
+def test_steps_take_no_more_memory_than_was_counted_on(
+    wide_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], options: dict[str, Any]
+) -> None:
+    counted: list[int] = []
+    worst_case_bytes = profile.worst_case_bytes
+
+    def recording(*args: Any) -> int:
+        counted.append(worst_case_bytes(*args))
+        return counted[-1]
+
+    monkeypatch.setattr(profile, "worst_case_bytes", recording)
+    params = SamplingParams(max_tokens=3, ignore_eos=True, detokenize=False, **fields)
+    options = {"load_format": "dummy", "skip_tokenizer_init": True, "gpu_memory_utilization": 0.8, **options}
+    with make(wide_path, "cuda", max_num_seqs=16, max_num_batched_tokens=16, **options) as llm:
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for prompts in ([[number] for number in range(3, 19)], PROMPTS):
+            assert len(tokens(generate(llm, params, prompts))) == len(prompts)
+        assert 0 < torch.cuda.max_memory_allocated() - held <= counted[0]
 
 
 def test_sleep_gives_the_memory_of_the_device_back(tiny_llama_path: Path) -> None:
