@@ -14,13 +14,15 @@ from taco.config import TacoConfig
 from taco.errors import OutOfMemoryError
 from taco.layers.linear import MergedLinear
 from taco.worker.kv_cache import KVCache
+from taco.worker.sampler import watermark
+from taco.worker.sampler.sampler import BLOCK_ENTRIES, BLOCK_ENTRIES_CPU
 
 GIB = 1 << 30
 MIB = 1 << 20
 DEFAULT_CPU_KV_BYTES = 4 * GIB
 CPU_IDLE_PREFIX_BYTES = GIB // 2  # cached prefixes that nobody uses, kept as long as there is unused memory
 LOGITS_COPIES = 4  # of a slice of logits, float32, that sampling makes at most, as it handles smaller blocks of it
-WHOLE_LOGITS_COPIES = 7  # where the blocks are whole slices
+WHOLE_LOGITS_COPIES = 7  # where the slice is one such block
 LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # logits of one slice of rows, float32
 
 
@@ -84,9 +86,15 @@ def least_logits_rows(config: TacoConfig) -> int:
     return config.scheduler_config.max_num_seqs if config.model_config.logits_processors else 1
 
 
-def logits_copies(config: TacoConfig) -> int:
-    """How many tensors of the size of a slice of logits sampling makes at most."""
-    return WHOLE_LOGITS_COPIES if config.model_config.logits_processors else LOGITS_COPIES
+def sampling_bytes(config: TacoConfig, num_logits: int, device: str) -> int:
+    """What sampling takes at most, a slice of so many logits included."""
+    block = BLOCK_ENTRIES_CPU if device == "cpu" else BLOCK_ENTRIES
+    whole = num_logits if config.model_config.logits_processors else min(num_logits, block)
+    num_bytes = max(LOGITS_COPIES * num_logits, num_logits + (WHOLE_LOGITS_COPIES - 1) * whole) * 4
+    if config.watermark_config is not None:
+        block = watermark.BLOCK_ENTRIES_CPU if device == "cpu" else watermark.BLOCK_ENTRIES
+        num_bytes = max(num_bytes, num_logits * 4 + min(num_logits, block) * watermark.ENTRY_BYTES)
+    return num_bytes
 
 
 @dataclass(frozen=True)
@@ -156,8 +164,8 @@ def cpu_step_bytes(config: TacoConfig, model) -> int:  # noqa: ANN001
     """
     layer = max((sum(_linear_widths(layer)) for layer in model.layers), default=0)
     activations = 2 * layer * config.model_config.torch_dtype.itemsize
-    logits = max(LOGITS_BYTES["cpu"], least_logits_rows(config) * model.vocab_size * 4)
-    return config.scheduler_config.max_num_batched_tokens * activations + logits_copies(config) * logits
+    num_logits = max(LOGITS_BYTES["cpu"] // 4, least_logits_rows(config) * model.vocab_size)
+    return config.scheduler_config.max_num_batched_tokens * activations + sampling_bytes(config, num_logits, "cpu")
 
 
 def _linear_widths(layer) -> Iterator[int]:  # noqa: ANN001

@@ -118,12 +118,12 @@ class Pooler:
         """A request leaves, finished or not; what was gathered of it is dropped."""
         del self._rows[row]
 
-    def token_type_ids(self, rows: Sequence[int], counts: Sequence[int]) -> torch.Tensor | None:
+    def token_type_ids(self, rows: Sequence[int], counts: Sequence[int]) -> np.ndarray | None:
         """int64 [T], the types of the tokens of a step that computes whole prompts; None if all are 0."""
         given = [self._rows[row].token_type_ids for row in rows]
         if not any(given):
             return None
-        return torch.tensor(
+        return np.array(
             [type_id for types, count in zip(given, counts, strict=True) for type_id in types or [0] * count]
         )
 
@@ -207,7 +207,7 @@ class Pooler:
         settings = self._settings
         result = self._compute_logits(vectors.to(self._dtype))
         if params.returned_token_ids is not None:
-            result = result[:, params.returned_token_ids]
+            result = result.index_select(1, to_device(np.array(params.returned_token_ids, np.int64), result.device))
         if settings.logit_mean is not None:
             result = result - settings.logit_mean
         if settings.logit_sigma is not None:
@@ -220,8 +220,8 @@ class Pooler:
         """The results of all tokens of a row, or of those that end a step."""
         data = row.parts[0] if len(row.parts) == 1 else torch.cat(row.parts)
         if self._settings.tok_pooling_type == "STEP" and row.params.step_tag_id is not None:
-            ends = torch.tensor(row.token_ids) == row.params.step_tag_id
-            data = data[ends.to(data.device)]
+            ends = np.flatnonzero(np.array(row.token_ids) == row.params.step_tag_id)
+            data = data.index_select(0, to_device(ends, data.device))
         return data
 
 

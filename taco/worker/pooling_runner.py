@@ -11,6 +11,7 @@ from taco.plan import StepPlan, StepResult
 from taco.worker.host_memory import return_free_memory
 from taco.worker.model_runner import ModelRunner
 from taco.worker.pooler import Pooler
+from taco.worker.transfer import to_device
 
 
 @dataclass
@@ -44,7 +45,7 @@ class PoolingRunner(ModelRunner):
         further = ()
         if self.model.takes_token_types:
             types = self.sampler.token_type_ids(plan.rows, plan.num_tokens)
-            further = (None if types is None else types.to(self.device),)
+            further = (None if types is None else to_device(types, self.device),)
         hidden = self.model(input_ids, positions, self.kv_cache.layers, meta, *further)
         results = self.sampler.pool(plan.rows, plan.num_tokens, self._num_computed[rows].tolist(), plan.samples, hidden)
         self._num_computed[rows] += counts

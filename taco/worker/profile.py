@@ -88,8 +88,8 @@ def _largest_steps(config: TacoConfig) -> list[np.ndarray]:
 def _run(config: TacoConfig, model: CausalLM, num_layers: int, counts: np.ndarray, device: torch.device) -> None:
     """A step in which each row has its full length and computes its last `counts` tokens.
 
-    Every row's block table repeats one block, so that no large cache is needed. A slice of logits follows, with as many
-    copies of it as sampling makes.
+    Every row's block table repeats one block, so that no large cache is needed. A slice of logits follows, with what
+    sampling takes beside it.
     """
     block_size = config.cache_config.block_size
     max_model_len = config.scheduler_config.max_model_len
@@ -118,5 +118,5 @@ def _run(config: TacoConfig, model: CausalLM, num_layers: int, counts: np.ndarra
     hidden = model(ids, positions, [layer] * num_layers, meta)
     num_logits = memory.logits_rows(model.vocab_size, device.type, memory.least_logits_rows(config))
     logits = model.compute_logits(hidden[:num_logits])
-    copies = [torch.empty_like(logits) for _ in range(memory.logits_copies(config) - 1)]
-    del copies
+    sampling_bytes = memory.sampling_bytes(config, logits.numel(), device.type)
+    torch.empty(sampling_bytes - logits.nbytes, dtype=torch.uint8, device=device)

@@ -26,6 +26,7 @@ def make_config(*, max_model_len=100, max_num_seqs=4, max_num_batched_tokens=64,
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         ),
         model_config=SimpleNamespace(fit_max_model_len=fit, torch_dtype=torch.float32, logits_processors=()),
+        watermark_config=None,
         device_config=SimpleNamespace(device=device),
     )
 

@@ -21,10 +21,10 @@ from taco.worker.sampler.filters import is_greedy
 from taco.worker.sampler.random import uniform
 from taco.worker.transfer import to_device
 
-# Logits handled at a time. Temporaries take about 90 bytes for each, no more than the rest of the sampler's; on a CPU
-# they then stay in the cache.
+# Logits handled at a time; on a CPU the temporaries then stay in the cache.
 BLOCK_ENTRIES_CPU = 1 << 18
 BLOCK_ENTRIES = 1 << 22
+ENTRY_BYTES = 90  # what the temporaries take for each
 
 
 class Watermark(Feature):
