@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from taco.logits_processor import LogitsProcessor
     from taco.models.loader.source import ModelSource
     from taco.watermark import WatermarkConfig
+
+QuantizationMethods = Literal["gguf"]
+QUANTIZATION_METHODS: list[str] = list(get_args(QuantizationMethods))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,7 @@ class ModelConfig:
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     default_sampling_params: Mapping[str, Any] = field(default_factory=dict)
     vocab_size: int
-    quantization: Literal["gguf"] | None = None
+    quantization: QuantizationMethods | None = None
     chat_template: str | None = None
     hf_overrides: Mapping[str, Any] | Callable[[Any], Any] | None = None
     enforce_eager: bool = False

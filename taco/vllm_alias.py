@@ -98,7 +98,9 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.engine.async_llm_engine": _ASYNC_ENGINE,
     "vllm.engine.llm_engine": _ENGINE,
     "vllm.entrypoints": {},
-    "vllm.entrypoints.chat_utils": _CHAT_MESSAGE,
+    "vllm.entrypoints.chat_utils": {
+        "taco.entrypoints.chat": "ConversationMessage ChatCompletionMessageParam=ConversationMessage"
+    },
     "vllm.entrypoints.common": {},
     "vllm.entrypoints.common.offline": {"taco.entrypoints.llm": "OfflineInferenceMixin=LLM"},
     "vllm.entrypoints.generate": {},
@@ -131,6 +133,8 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.model_executor.guided_decoding.guided_fields": {
         "taco.guided.request": "GuidedDecodingRequest LLMGuidedOptions"
     },
+    "vllm.model_executor.layers": {},
+    "vllm.model_executor.layers.quantization": {"taco.config": "QuantizationMethods QUANTIZATION_METHODS"},
     "vllm.model_executor.models": {"taco.entrypoints.vllm_functions": "ModelRegistry"},
     "vllm.model_executor.models.registry": {"taco.entrypoints.vllm_functions": "ModelRegistry _ModelRegistry"},
     "vllm.outputs": {"taco.outputs": _OUTPUTS["taco.outputs"] + " RequestError SamplingMask WeightVersionSpan"},

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -103,6 +104,15 @@ def test_objects_are_tacos_own(install: Install) -> None:
     assert not issubclass(vllm.exceptions.VLLMServerError, vllm.exceptions.VLLMClientError)
     assert issubclass(vllm.exceptions.ProfilerAlreadyActiveError, RuntimeError)
     assert issubclass(vllm.renderers.hf.ChatTemplateResolutionError, ValueError)
+
+
+def test_types_for_annotations_are_those_of_what_taco_takes(install: Install) -> None:
+    install()
+    from vllm.entrypoints.chat_utils import ChatCompletionMessageParam, ConversationMessage
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, QuantizationMethods
+
+    assert ChatCompletionMessageParam is ConversationMessage
+    assert list(get_args(QuantizationMethods)) == QUANTIZATION_METHODS == ["gguf"]
 
 
 def test_submodules_are_attributes_without_an_import_of_their_own(install: Install) -> None:

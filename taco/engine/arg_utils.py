@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 from taco import envs
 from taco.compat import Behaviour, behaviour_for
 from taco.config import (
+    QUANTIZATION_METHODS,
     CacheConfig,
     DeviceConfig,
     GuidedDecodingConfig,
@@ -652,7 +653,9 @@ class EngineArgs:
         None, OPTIONAL_TEXT, "Branch, tag or commit of the tokenizer on the hub. Unset: `revision`."
     )
     quantization: str | None = implemented(
-        None, OneOf(optional=True, values=("gguf",)), 'How the weights are quantised: "gguf" for a .gguf file.'
+        None,
+        OneOf(optional=True, values=tuple(QUANTIZATION_METHODS)),
+        'How the weights are quantised: "gguf" for a .gguf file.',
     )
     enforce_eager: bool | None = implemented(
         None, OPTIONAL_SWITCH, "Do not capture CUDA graphs. None are captured yet, so every step runs eagerly anyway."

@@ -98,6 +98,7 @@ def expected(model_folder: Path) -> dict[str, str]:
     [
         ("use_langchain.py", "langchain_community", PROMPTS),
         ("use_llama_index.py", "llama_index", PROMPTS),
+        ("use_alpaca_eval.py", "alpaca_eval", PROMPTS),
         ("use_outlines.py", "outlines", QUESTIONS),
         ("use_distilabel.py", "distilabel", QUESTIONS),
     ],
