@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from taco.guided.first_match import first_match
@@ -16,10 +17,16 @@ _LARK_PARTS = re.compile(
     r"""(?P<text>"(?:[^"\\\n]|\\.)*"i?)
     | (?P<comment>(?://|\#)[^\n]*)
     | (?P<regex>/(?!/)(?P<body>(?:[^/\\\n]|\\.)+)/(?P<flags>[imslux]*))
+    | (?P<import>%import[ \t][^\n]*?(?=[ \t]*(?://|\#|\r?\n|\Z)))
     | (?P<alias>->[ \t]*\w+)
     | (?P<rule>^[?!]+(?=\w))""",
     re.VERBOSE | re.MULTILINE,
 )
+
+_EMBEDDED = re.compile(r"%(?:json|regex|llguidance)\b")  # followed by JSON, whose texts stay as they are
+_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)")
+# Behind other characters a backslash is one.
+_ESCAPED = {"n": "\n", "f": "\f", "t": "\t", "r": "\r", "\\": "\\", '"': '"'}
 
 
 def read_grammar(source: str) -> str:
@@ -36,7 +43,8 @@ def read_grammar(source: str) -> str:
         raise GrammarError("The grammar must not contain a NUL character.")
     if _GBNF_RULE.search(source):
         return _LARK_PARTS.sub(lambda part: _rewrite(part, ends_as_in_python=False), _from_gbnf(source))
-    return _LARK_PARTS.sub(lambda part: _rewrite(part, ends_as_in_python=True), source)
+    written = _LARK_PARTS.sub(lambda part: _rewrite(part, ends_as_in_python=True), source)
+    return re.sub(r"\n\s*\n", "\n", written)  # the library wants the options of a rule without empty lines between
 
 
 def as_lark(node: Node) -> str:
@@ -59,4 +67,21 @@ def _rewrite(part: re.Match[str], ends_as_in_python: bool) -> str:
         flags = "".join(sorted({*part["flags"]} - {"l", "u"}))
         node = parse_regex(f"(?{flags}:{body})" if flags else body)
         return as_lark(first_match(node, part["regex"][:80]) if ends_as_in_python else node)
-    return part["text"] or ""
+    if part["text"] and ends_as_in_python and not _EMBEDDED.search(part.string):
+        return _as_json(part["text"])
+    return part["text"] or (part["import"] or "").replace("->", " -> ")
+
+
+def _as_json(text: str) -> str:
+    """A text of Lark, whose escapes are those of Python, with the escapes of JSON."""
+    quoted, _, flags = text.rpartition('"')
+
+    def unescaped(match: re.Match[str]) -> str:
+        code = match[1] or match[2] or match[3]
+        if not code:
+            return _ESCAPED.get(match[0][1:], match[0])
+        if int(code, 16) > 0x10FFFF or 0xD800 <= int(code, 16) <= 0xDFFF:
+            raise GrammarError(f"The grammar has the text {text[:80]}, in which {match[0]} is no character.")
+        return chr(int(code, 16))
+
+    return json.dumps(_ESCAPE.sub(unescaped, quoted[1:]), ensure_ascii=False) + flags

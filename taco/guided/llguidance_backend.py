@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -95,16 +96,21 @@ class LLGuidanceBackend:
 
     def _make_deep_template(self, grammar: str) -> llguidance.LLMatcher:
         """As `_make_template`, with a large stack: the library follows rules by recursion."""
-        made: list[llguidance.LLMatcher] = []
+        made: Future[llguidance.LLMatcher] = Future()
+
+        def make() -> None:
+            try:
+                made.set_result(self._make_template(grammar))
+            except BaseException as error:  # a panic of Rust is no Exception
+                made.set_exception(error)
+
         with _stack_size_lock:
             previous = threading.stack_size(_DEEP_STACK_BYTES)
             try:
-                thread = threading.Thread(target=lambda: made.append(self._make_template(grammar)))
-                thread.start()
+                threading.Thread(target=make, name="taco-deep-grammar").start()
             finally:
                 threading.stack_size(previous)
-        thread.join()
-        return made[0]
+        return made.result()
 
     def fill_masks(self, matchers: Sequence[Matcher], masks: np.ndarray) -> list[str | None]:
         own = [cast(_Matcher, matcher).matcher for matcher in matchers]
@@ -148,6 +154,8 @@ class LLGuidanceBackend:
 
 def _plain(message: str) -> str:
     """What the library says of an error, without its own state."""
+    if message.startswith("NoExtensionBias"):
+        return "no text matches it, or none that the tokens of the model can write"
     return message.partition("<non-verbose/>")[0].partition("<state>")[0].partition("<backtrace>")[0].strip()
 
 
@@ -222,8 +230,10 @@ class _Matcher:
     def allows(self, token_id: int) -> bool:
         # Where a text is forced, the mask has the token alone in which the tokenizer would write it, although the
         # library takes others as well.
-        if not self.is_free and (forced := self.forced()):
-            return token_id == forced[0]
+        if not (self.is_free or self.matcher.is_stopped()):
+            if forced := self.matcher.compute_ff_tokens():
+                return token_id == forced[0]
+            self.is_free = True
         return self.matcher.validate_tokens([token_id]) == 1
 
     def forced(self) -> list[int]:

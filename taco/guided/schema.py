@@ -23,7 +23,15 @@ from taco.guided.formats import ANY_TEXT as TEXT_FORMATS
 from taco.guided.formats import FORMATS
 from taco.guided.formats import NUMBERS as NUMBER_FORMATS
 from taco.guided.protocol import GrammarError
-from taco.guided.regex import Node, parse_json_pattern, parse_name_pattern, parse_regex, write_regex
+from taco.guided.regex import (
+    Node,
+    Ranges,
+    parse_json_pattern,
+    parse_name_pattern,
+    parse_regex,
+    without_chars,
+    write_regex,
+)
 
 MAX_DEPTH = 64
 MAX_CHARS = 4_000_000
@@ -331,8 +339,7 @@ class _Reader:
         own = set(source) - ANNOTATIONS - {"type"}
         if not place.closes or own in ({"anyOf"}, {"oneOf"}, {"$ref"}):
             return place.closes
-        names = _Names()
-        self._collect(source, names, place, set())
+        names = self._collect(source, place)
         if not names.says_otherwise and (names.properties or names.patterns):
             for keyword, found in (("properties", names.properties), ("patternProperties", names.patterns)):
                 if found:
@@ -343,19 +350,29 @@ class _Reader:
             source["additionalProperties"] = _SHUT
         return False
 
-    def _collect(self, source: Any, names: _Names, place: _Place, seen: set[int]) -> None:
-        if not isinstance(source, dict) or id(source) in seen:
-            return
-        seen.add(id(source))
-        for keyword, found in (("properties", names.properties), ("patternProperties", names.patterns)):
-            if isinstance(source.get(keyword), dict):
-                found.update(dict.fromkeys(source[keyword]))
-        names.says_otherwise |= not {"additionalProperties", "unevaluatedProperties"}.isdisjoint(source)
-        for keyword in ("allOf", "anyOf", "oneOf"):
-            for option in source[keyword] if isinstance(source.get(keyword), list) else ():
-                self._collect(option, names, place, seen)
-        if isinstance(source.get("$ref"), str):
-            self._collect(self._resolve(source["$ref"], place)[0], names, place, seen)
+    def _collect(self, root: Any, place: _Place) -> _Names:
+        """What a schema and those beside it name, in the order in which they are written."""
+        names = _Names()
+        seen: set[int] = set()
+        waiting = [root]
+        while waiting:
+            source = waiting.pop()
+            if not isinstance(source, dict) or id(source) in seen:
+                continue
+            seen.add(id(source))
+            for keyword, found in (("properties", names.properties), ("patternProperties", names.patterns)):
+                if isinstance(source.get(keyword), dict):
+                    found.update(dict.fromkeys(source[keyword]))
+            names.says_otherwise |= not {"additionalProperties", "unevaluatedProperties"}.isdisjoint(source)
+            beside = [
+                option
+                for keyword in ("allOf", "anyOf", "oneOf")
+                for option in (source[keyword] if isinstance(source.get(keyword), list) else ())
+            ]
+            if isinstance(source.get("$ref"), str):
+                beside.append(self._resolve(source["$ref"], place)[0])
+            waiting.extend(reversed(beside))
+        return names
 
     # References
 
@@ -401,7 +418,7 @@ class _Reader:
             step = step.replace("~1", "/").replace("~0", "~")
             if isinstance(value, dict) and step in value:
                 value = value[step]
-            elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            elif isinstance(value, list) and _INDEX.fullmatch(step) and int(step) < len(value):
                 value = value[int(step)]
             else:
                 raise _broken(place, "$ref", "there is nothing at that place", reference)
@@ -463,10 +480,15 @@ class _Reader:
             raise _broken(schema.place, keyword, "it must be an object", argument)
         patterns: dict[str, JsonSchema] = {}
         for pattern, value in argument.items():
-            written = _anchored(_parsed_pattern(parse_name_pattern, pattern, schema.place, keyword))
+            node = _parsed_pattern(parse_name_pattern, pattern, schema.place, keyword)
+            part = self._child(value, schema, keyword, pattern)
+            try:
+                written = _anchored(node)
+            except GrammarError:  # no name that can be written matches
+                continue
             if written in patterns:
                 raise _broken(schema.place, keyword, "two patterns are the same", pattern)
-            patterns[written] = self._child(value, schema, keyword, pattern)
+            patterns[written] = part
         if patterns:
             schema.target[keyword] = patterns
 
@@ -536,8 +558,8 @@ class _Reader:
             raise _broken(schema.place, keyword, "it must be larger than 0", argument)
         if not _is_whole(argument * 8) or argument > MAX_MULTIPLE:
             raise GrammarError(
-                f"The JSON schema has 'multipleOf' = {argument} at {schema.place.path}, which no backend enforces: "
-                "most fractions are not exact in binary, so that validators differ. Use a whole number up to "
+                f"The JSON schema has 'multipleOf' = {str(argument):.40} at {schema.place.path}, which no backend "
+                "enforces: most fractions are not exact in binary, so that validators differ. Use a whole number up to "
                 f"{MAX_MULTIPLE}, or a multiple of 0.125."
             )
         schema.target[keyword] = int(argument) if _is_whole(argument) else argument
@@ -545,7 +567,11 @@ class _Reader:
     def _pattern(self, schema: _Schema, keyword: str, argument: Any) -> None:
         if not isinstance(argument, str):
             raise _broken(schema.place, keyword, "it must be a string", argument)
-        self._add_pattern(schema, _parsed_pattern(parse_json_pattern, argument, schema.place, keyword))
+        node = _parsed_pattern(parse_json_pattern, argument, schema.place, keyword)
+        try:
+            self._add_pattern(schema, node)
+        except GrammarError as error:
+            raise _broken(schema.place, keyword, error.message, argument) from None
 
     def _format(self, schema: _Schema, keyword: str, argument: Any) -> None:
         if not isinstance(argument, str):
@@ -575,16 +601,20 @@ class _Reader:
 
 def _find_loop(edges: dict[str, set[str]]) -> str | None:
     """A node that can be reached from itself."""
+    done: set[str] = set()
     for start in edges:
-        reached: set[str] = set()
-        waiting = [start]
-        while waiting:
-            for node in edges.get(waiting.pop(), ()):
-                if node == start:
-                    return start
-                if node not in reached:
-                    reached.add(node)
-                    waiting.append(node)
+        path = {start: None} if start not in done else {}
+        branches = [iter(edges[start])] if path else []
+        while branches:
+            node = next(branches[-1], None)
+            if node is None:
+                branches.pop()
+                done.add(path.popitem()[0])
+            elif node in path:
+                return node
+            elif node not in done:
+                path[node] = None
+                branches.append(iter(edges.get(node, ())))
     return None
 
 
@@ -775,13 +805,19 @@ def _parsed_pattern(parse: Callable[[str], Node], pattern: str, place: _Place, k
 
 
 def _anchored(node: Node) -> str:
-    return f"^(?:{write_regex(node)})$"
+    """The pattern that a library gets.
+
+    Raises:
+        GrammarError: it asks for characters that cannot be written.
+    """
+    # llguidance takes a class with all control characters for one with `"` and `\\`, as these have escapes as well.
+    return f"^(?:{write_regex(without_chars(node, _NO_ESCAPE))})$"
 
 
 def _is_whole(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
-    )
+    if isinstance(value, int):  # of any size, also beyond what a double can be
+        return not isinstance(value, bool)
+    return isinstance(value, float) and value.is_integer()
 
 
 def _check_number(value: Any, place: _Place, keyword: str) -> None:
@@ -848,6 +884,9 @@ def _plain_numbers(value: Any) -> Any:
     return value
 
 
+# Control characters that have no letter of their own behind a backslash.
+_NO_ESCAPE: Ranges = ((0x00, 0x07), (0x0B, 0x0B), (0x0E, 0x1F))
+_INDEX = re.compile("0|[1-9][0-9]{0,9}")
 _OLD_DRAFT = re.compile("draft-0[3-7]|2019-09")
 _AWKWARD = re.compile(r'["\\\x00-\x1f\x7f-\x9f]')
 # Control characters that have no letter of their own behind a backslash, and halves of surrogate pairs.
@@ -879,11 +918,17 @@ def _subschemas(value: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
 def _finite_definitions(definitions: dict[str, JsonSchema]) -> set[str]:
     """The definitions that some value of finite size matches, as far as recursion decides."""
     finite: set[str] = set()
+    waiting = list(definitions)
     while True:
-        more = {name for name, schema in definitions.items() if name not in finite and _is_finite(schema, finite)}
-        if not more:
+        left = []
+        for name in reversed(waiting):  # what is referred to comes later
+            if _is_finite(definitions[name], finite):
+                finite.add(name)
+            else:
+                left.append(name)
+        if len(left) == len(waiting):
             return finite
-        finite |= more
+        waiting = left[::-1]
 
 
 def _is_finite(schema: JsonSchema, finite: set[str]) -> bool:
