@@ -136,7 +136,9 @@ class LLGuidanceBackend:
         if spec.kind is GrammarKind.CHOICE:
             return self._matcher_class.grammar_from_regex(write_regex(either(read_choices(spec.source))))
         if spec.kind is GrammarKind.GRAMMAR:
-            return self._matcher_class.grammar_from_lark(read_grammar(spec.source))
+            return self._matcher_class.grammar_from_lark(
+                read_grammar(spec.source, lambda schema: self._json_rule(schema, spec))
+            )
         return self._matcher_class.grammar_from_lark(
             read_structural_tag(spec.source, lambda schema: self._json_rule(schema, spec))
         )

@@ -61,7 +61,7 @@ ANNOTATIONS = frozenset(
     $dynamicAnchor $recursiveAnchor $vocabulary $defs definitions contentMediaType contentEncoding contentSchema
     discriminator xml externalDocs""".split()
 )
-# Keywords of some draft that no backend enforces.
+# Keywords of some draft that no backend enforces; `propertyNames` may be spelt out beforehand.
 NEVER_ENFORCED = frozenset(
     """not if then else dependentRequired dependentSchemas dependencies propertyNames contains minContains maxContains
     unevaluatedProperties unevaluatedItems uniqueItems $dynamicRef $recursiveRef divisibleBy extends disallow
@@ -309,6 +309,7 @@ class _Reader:
             return value
         if not isinstance(value, dict):
             raise _broken(place, None, "a schema must be an object, true or false", value)
+        value = self._spell_out_names(value, place)
         for keyword in value:
             _refuse_unknown(keyword, value, place)
         _refuse_no_keyword(value, place)
@@ -331,6 +332,26 @@ class _Reader:
         for name in (*(keyword for keyword in target if keyword in ENFORCED), *_combinations(target)):
             self._uses.setdefault(name, place.path)
         return target
+
+    def _spell_out_names(self, value: dict[str, Any], place: _Place) -> dict[str, Any]:
+        """The same schema without `propertyNames`, where that is a list or a pattern and nothing else says of names."""
+        names = value.get("propertyNames")
+        if not value.keys().isdisjoint(("properties", "patternProperties", "unevaluatedProperties")):
+            return value
+        if isinstance(names, dict) and names.keys() - ANNOTATIONS == {"$ref"} and isinstance(names["$ref"], str):
+            names, _ = self._resolve(names["$ref"], place)
+        if not isinstance(names, dict):
+            return value
+        others = value.get("additionalProperties", True)
+        rest = {k: v for k, v in value.items() if k != "propertyNames"} | {"additionalProperties": False}
+        own = names.keys() - ANNOTATIONS - ({"type"} if names.get("type") == "string" else set())
+        if own == {"pattern"} and isinstance(names["pattern"], str):
+            node = _parsed_pattern(parse_json_pattern, names["pattern"], place, "propertyNames")
+            return {**rest, "patternProperties": {f"^(?:{write_regex(node)})\\Z": others}}
+        listed = names.get("enum") if own == {"enum"} else [names["const"]] if own == {"const"} else None
+        if not isinstance(listed, list):
+            return value
+        return {**rest, "properties": {name: others for name in listed if isinstance(name, str)}}
 
     # Objects without other properties than those that are named
 

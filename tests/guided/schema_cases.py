@@ -452,6 +452,12 @@ HARD_CASES: dict[str, Any] = {
         "additionalProperties": {"type": "null"},
         "minProperties": 2,
     },
+    "propertyNames of a definition": {
+        "type": "object",
+        "propertyNames": {"$ref": "#/$defs/colour"},
+        "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 9},
+        "$defs": {"colour": {"enum": ["red", 'gr"een', "日"], "title": "Colour", "type": "string"}},
+    },
     "propertyNames against properties": {
         "type": "object",
         "properties": {"long name": {"type": "null"}, "a": {"type": "null"}},
@@ -698,6 +704,14 @@ TEMPTATIONS: list[tuple[Any, list[str]]] = [
     (HARD_CASES["minProperties"], ['{"a":null}', "{}", '{"a":null,"a":null}']),
     (HARD_CASES["propertyNames"], ['{"abc":null}', '{"\\ud83d\\ude00xx":null}', '{"ab":null,"abc":null}']),
     (HARD_CASES["propertyNames of an enum"], ['{"a":null,"a":null}', '{"c":null}', '{"a":null,"\\u0061":null}']),
+    (
+        HARD_CASES["propertyNames of a definition"],
+        ['{"blue":1}', '{"red":1,"red":2}', '{"red":"x"}', '{"r\\u0065d":1}'],
+    ),
+    (
+        HARD_CASES["propertyNames with a pattern"],
+        ['{"d":true}', '{"abc":true}', '{"a":1}', '{"ab\\n":true}', '{"":true}'],
+    ),
     (HARD_CASES["propertyNames against properties"], ['{"long name":null}', '{"a":1}', '{"b":1,"abcd":2}']),
     (HARD_CASES["pattern without anchors"], ['"aaaaa"', '"a\\u0062a"', '"aaaaab"', '"b\\n\\n\\n\\n"']),
     (HARD_CASES["pattern at the end"], ['"ab\\n"', '"abx"', '"xab"', '"ab\\u000a"']),
@@ -794,6 +808,8 @@ REACHABLE: list[tuple[Any, list[str]]] = [
     (HARD_CASES["uri"], ['"https://example.com/a/b?c=d#e"', '"mailto:a@b.c"', '"urn:isbn:1"']),
     (HARD_CASES["oneOf of objects by a key"], ['{"k":"a","x":null}', '{"k":"b"}']),
     (HARD_CASES["allOf of objects"], ['{"a":null,"b":true}']),
+    (HARD_CASES["propertyNames of a definition"], ["{}", '{"red":1,"gr\\"een":2,"日":3}', '{"日":0}']),
+    (HARD_CASES["propertyNames with a pattern"], ["{}", '{"a":true,"bc":false}']),
     (HARD_CASES["patternProperties"], ["{}", '{"n_a":1,"s_b":"é"}']),
     (HARD_CASES["items in draft 7"], ["[]", "[null]", "[null,true]"]),
 ]

@@ -274,6 +274,38 @@ def test_grammars_that_no_text_matches_are_refused_as_such(backends: Backends) -
             backend.compile(spec("grammar", grammar))
 
 
+@pytest.mark.parametrize(
+    ("grammar", "good", "bad"),
+    [
+        ('start: "x" %json {"type": "string", "pattern": "^[^\\"]$"} "y" // %json {', 'x"a"y', r'x"\""y'),
+        ('start: %json {"enum": ["a\\/b"]} | "\\/"', '"a/b"', '"a\\/b"'),
+        ('start: "%json" " {" | A\nA: %regex {"substring_words": "to be"}', "to", "bee"),
+    ],
+)
+def test_schemas_inside_grammars_are_enforced_as_others(
+    backends: Backends, vocabulary: Vocabulary, grammar: str, good: str, bad: str
+) -> None:
+    _, made = backends.choose(spec("grammar", grammar))
+    assert made is not None
+    for text, is_good in ((good, True), (bad, False)):
+        matcher = made.start()
+        token_ids = vocabulary.encode(text)
+        assert (matcher.accept(token_ids) == len(token_ids) and matcher.can_stop()) == is_good, text
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ('start: %json {"type": "array", "uniqueItems": true}', "'uniqueItems'"),
+        ("start: %json {", "%json without valid JSON"),
+        ("start: %regex nothing", "%regex without valid JSON"),
+    ],
+)
+def test_what_is_wrong_with_schemas_inside_grammars_is_named(backends: Backends, grammar: str, message: str) -> None:
+    with pytest.raises(GrammarError, match=message):
+        backends.choose(spec("grammar", grammar))
+
+
 class Panic(BaseException):
     """As of Rust."""
 
