@@ -33,6 +33,8 @@ _MAX_SHALLOW = 10_000  # characters of a grammar, whose rules then are not neste
 _DEEP_STACK_BYTES = 512 << 20  # of which no more is used than needed
 _stack_size_lock = threading.Lock()
 
+_MAX_ITEMS = 50_000  # ways on at one place: a few for each optional property that may come next
+
 _MAX_ENCODED = 256  # characters of a forced text whose tokens are found
 _MAX_UNSURE = 16  # tokens at the end of a text, which might be others if the text went on
 _MAX_FORCED = 64  # tokens that are found at a time
@@ -61,7 +63,7 @@ class LLGuidanceBackend:
         self._vocabulary = vocabulary
         self._tokenizer = llguidance.LLTokenizer(cast(Any, _Tokenizer(vocabulary)), slices=_SLICES)
         self._executor = llguidance.LLExecutor(num_threads)
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=_MAX_ITEMS)
         self._matcher_class = llguidance.LLMatcher
 
     def check(self, spec: GrammarSpec) -> CompiledGrammar:

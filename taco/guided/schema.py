@@ -326,6 +326,7 @@ class _Reader:
             self._given[id(target)] = {bound: source.get(bound) for bound in _BOUNDS}
         if source.get("additionalProperties") is _SHUT:
             self._given.setdefault(id(target), {})["additionalProperties"] = None
+        _prefer_whole_numbers(source, target)
         if reason := _contradiction(target):
             self._contradictions.append(f"{reason} at {place.path}")
             return False
@@ -767,6 +768,21 @@ def _types(source: dict[str, Any], place: _Place) -> list[str] | None:
     return list(dict.fromkeys(types))
 
 
+def _prefer_whole_numbers(source: dict[str, Any], target: dict[str, Any]) -> None:
+    """Where bounds are too close for fractions to be enforced, as `_inner_bound` has it, whole numbers may still be."""
+    if target.get("type") != "number" or target.get("minimum", -math.inf) <= target.get("maximum", math.inf):
+        return
+    bounds = {
+        name: _inner_bound(source[name], name.endswith("inimum"), name.startswith("exclusive"), True)
+        for name in _BOUNDS
+        if name in source
+    }
+    least = max((bound for name, bound in bounds.items() if name.endswith("inimum")), default=math.inf)
+    most = min((bound for name, bound in bounds.items() if name.endswith("aximum")), default=-math.inf)
+    if least <= most and "format" not in source:  # which may have bounds, too
+        target.update(type="integer", minimum=least, maximum=most)
+
+
 def _contradiction(target: dict[str, Any]) -> str | None:
     """Why no value matches; types for which that is so are taken out, as long as others are left."""
     if target.get("enum") == []:
@@ -779,6 +795,8 @@ def _contradiction(target: dict[str, Any]) -> str | None:
         least, most = _LIMITS.get(name, ("", ""))
         if target.get(least, -math.inf) > target.get(most, math.inf):
             reason = f"{least!r} is larger than {most!r}"
+            if name == "number":
+                reason += f", with the {BOUND_DIGITS} digits that can be enforced"
         else:
             left.append(name)
     if left:

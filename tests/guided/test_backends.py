@@ -255,6 +255,8 @@ def test_what_is_beyond_numbers_and_stacks_is_refused_by_name(
         {"type": "string", "maxLength": HUGE},
         {"type": "integer", "maximum": HUGE, "minimum": -HUGE},
         {"oneOf": [{"type": "integer", "exclusiveMaximum": HUGE, "minimum": 3}, {"type": "integer", "maximum": 1}]},
+        {"type": "number", "minimum": -(2**53) + 1, "exclusiveMaximum": float(-(2**53) + 13)},
+        {"type": "object", "properties": {f"key {i}": {"type": "null"} for i in range(1500)}},
         chain(3000, lambda ref, i: ref),
         chain(3000, lambda ref, i: {"type": "object", "properties": {"a": ref}, "required": ["a"]}),
     ],

@@ -308,6 +308,16 @@ def test_stop_texts(llm: LLM, included: bool) -> None:
         assert whole.outputs[0].token_ids[: len(one.token_ids)] == one.token_ids
 
 
+def test_objects_of_many_optional_properties(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {f"key {i}": {"type": ["integer", "null"]} for i in range(1500)}}
+    params = [
+        SamplingParams(temperature=1, seed=seed, max_tokens=100, guided_decoding=guided(json=schema), logit_bias=BIAS)
+        for seed in range(4)
+    ]
+    for output in llm.generate([PROMPT] * 4, params, **QUIET):
+        assert output.outputs[0].finish_reason == "length" or complaint(schema, output.outputs[0].text) is None
+
+
 def test_a_long_text_without_alternatives_does_not_hold_up_the_others(llm: LLM) -> None:
     """Finding forced tokens takes time, so there are no more of them than the output may have, and some in one step."""
     for max_tokens in (1, 24, 100):
