@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taco.errors import TacoValidationError
-from taco.json_schema import close_objects, move_references
+from taco.json_schema import close_objects, map_schemas, move_references
 
 _HERMES = "<tool_call>"
 _MISTRAL = "[TOOL_CALLS]"
@@ -95,8 +95,18 @@ def parameters_of_tools(tools: Iterable[Any]) -> dict[str, Mapping[str, Any]]:
             raise _bad_tool(
                 f'The "parameters" of {name} must be a JSON schema of type "object", got {parameters!r:.200}'
             )
-        found[name] = {"type": "object", **parameters}
+        try:
+            found[name] = {"type": "object", **map_schemas(parameters, _without_nullable)}
+        except RecursionError:
+            raise _bad_tool(f'The "parameters" of {name} are nested too deeply') from None
     return found
+
+
+def _without_nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same without what OpenAPI, and transformers for `Optional`, say of null, which no JSON schema means by it."""
+    if isinstance(schema.get("nullable"), bool):
+        del schema["nullable"]
+    return schema
 
 
 def _bad_tool(message: str) -> TacoValidationError:

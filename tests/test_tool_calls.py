@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal, Optional
 
 import jsonschema
 import pytest
 
 import taco
+from taco.config import GuidedDecodingConfig
 from taco.errors import TacoValidationError
+from taco.guided.request import to_spec
+from taco.guided.schema import read_schema
+from taco.sampling_params import StructuredOutputsParams
 from taco.tool_calls import ToolCall, ToolCallError, parse_tool_calls, tool_choice_schema, tool_schema
 
 
@@ -122,6 +126,29 @@ def test_two_tools_may_have_definitions_of_one_name() -> None:
     for kind, other, value in (("string", "integer", "a"), ("integer", "string", 1)):
         assert matches([{"name": kind, "parameters": {"x": value}}], schema)
         assert not matches([{"name": other, "parameters": {"x": value}}], schema)
+
+
+def test_optional_arguments_are_given_or_left_out() -> None:
+    """For them transformers writes "nullable", which JSON schemas do not know."""
+
+    def find(text: str, tags: Optional[list[str]] = None, mode: Optional[Literal["a", "b"]] = None) -> None:  # noqa: UP045
+        """Find something.
+
+        Args:
+            text: Words.
+            tags: Of it.
+            mode: How.
+        """
+
+    schema = tool_choice_schema([find], named("find"))
+    assert schema is not None and schema["required"] == ["text"] and "nullable" not in json.dumps(schema)
+    assert "nullable" in json.dumps(tool_schema(find))  # what the model is told stays
+    spec = to_spec(StructuredOutputsParams(json=schema), GuidedDecodingConfig())
+    assert spec is not None
+    assert "nullable" not in json.dumps(read_schema(spec.source).root)
+    dictionary = {"name": "f", "parameters": {"properties": {"nullable": {"type": "string", "nullable": True}}}}
+    found = tool_choice_schema([dictionary], named("f"))
+    assert found is not None and found["properties"] == {"nullable": {"type": "string"}}
 
 
 def test_a_named_function_has_its_arguments_alone() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -138,10 +139,15 @@ def _bounds(schema: dict[str, Any]) -> tuple[float, float]:
     least: list[float] = [schema.get("minimum", -math.inf)]
     most: list[float] = [schema.get("maximum", math.inf)]
     if "exclusiveMinimum" in schema:
-        least.append(math.nextafter(schema["exclusiveMinimum"], math.inf))
+        least.append(_beyond(schema["exclusiveMinimum"], math.inf))
     if "exclusiveMaximum" in schema:
-        most.append(math.nextafter(schema["exclusiveMaximum"], -math.inf))
+        most.append(_beyond(schema["exclusiveMaximum"], -math.inf))
     return max(least), min(most)
+
+
+def _beyond(bound: float, towards: float) -> float:
+    """The next double; integers may be larger than any."""
+    return math.nextafter(min(max(bound, -sys.float_info.max), sys.float_info.max), towards)
 
 
 def _counts_differ(a: dict[str, Any], b: dict[str, Any], least: str, most: str) -> bool:

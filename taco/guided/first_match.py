@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from taco.guided.protocol import GrammarError
 from taco.guided.regex import Chars, Concat, Either, Node, Ranges, Repeat, num_positions
 
-MAX_POSITIONS = 2000
-MAX_STATES = 400
+MAX_POSITIONS = 20_000
+MAX_VISITS = 1_000_000  # of places, while an automaton is made: about a second
+MAX_STATES = 400  # of an automaton from which an expression is made
 MAX_RESULT = 20_000  # positions of the expression that comes out
 
 _ACCEPT = -1
@@ -48,7 +49,7 @@ def first_match(node: Node, shown: str) -> Node:
     is_odd = _repeats_nothing(node) and (is_cut or _is_lazy(node))
     if not is_cut and not is_odd:
         return node
-    found = None if is_odd else _as_expression(edges, final)
+    found = None if is_odd or len(edges) > MAX_STATES else _as_expression(edges, final)
     if found is None or num_positions(found) > MAX_RESULT:
         raise GrammarError(
             f"The expression {shown} has lazy quantifiers, or alternatives that begin with earlier ones, in a way that "
@@ -99,6 +100,7 @@ class _Program:
         self.after: dict[int, int] = {}  # where it goes on then
         self.branches: dict[int, list[int]] = {}
         self._num_places = 0
+        self.num_visits = 0
         self.start = self._add(node, _ACCEPT)
 
     def _place(self) -> int:
@@ -142,6 +144,7 @@ class _Program:
         waiting = list(places)[::-1]
         while waiting:
             place = waiting.pop()
+            self.num_visits += 1
             if place in seen:
                 continue
             seen.add(place)
@@ -166,15 +169,16 @@ def _automaton(node: Node) -> tuple[list[dict[int, Ranges]], set[int], bool] | N
     while waiting:
         state = waiting.pop()
         for members, ranges in classes.items():
+            if program.num_visits > MAX_VISITS:
+                return None
             after, cuts = program.closure(
                 program.after[place] for place in state if place != _ACCEPT and id(program.chars[place]) in members
             )
+            program.num_visits += len(state)
             is_cut |= cuts
             if not after:
                 continue
             if after not in numbers:
-                if len(numbers) >= MAX_STATES:
-                    return None
                 numbers[after] = len(numbers)
                 waiting.append(after)
                 edges.append({})

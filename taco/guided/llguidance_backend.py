@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -31,6 +32,8 @@ _MAX_POSITIONS = 200_000
 _MAX_SHALLOW = 10_000  # characters of a grammar, whose rules then are not nested too deep for the stack of any thread
 _DEEP_STACK_BYTES = 512 << 20  # of which no more is used than needed
 _stack_size_lock = threading.Lock()
+
+_MAX_ITEMS = 50_000  # ways on at one place: a few for each optional property that may come next
 
 _MAX_ENCODED = 256  # characters of a forced text whose tokens are found
 _MAX_UNSURE = 16  # tokens at the end of a text, which might be others if the text went on
@@ -60,7 +63,7 @@ class LLGuidanceBackend:
         self._vocabulary = vocabulary
         self._tokenizer = llguidance.LLTokenizer(cast(Any, _Tokenizer(vocabulary)), slices=_SLICES)
         self._executor = llguidance.LLExecutor(num_threads)
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=_MAX_ITEMS)
         self._matcher_class = llguidance.LLMatcher
 
     def check(self, spec: GrammarSpec) -> CompiledGrammar:
@@ -95,16 +98,21 @@ class LLGuidanceBackend:
 
     def _make_deep_template(self, grammar: str) -> llguidance.LLMatcher:
         """As `_make_template`, with a large stack: the library follows rules by recursion."""
-        made: list[llguidance.LLMatcher] = []
+        made: Future[llguidance.LLMatcher] = Future()
+
+        def make() -> None:
+            try:
+                made.set_result(self._make_template(grammar))
+            except BaseException as error:  # a panic of Rust is no Exception
+                made.set_exception(error)
+
         with _stack_size_lock:
             previous = threading.stack_size(_DEEP_STACK_BYTES)
             try:
-                thread = threading.Thread(target=lambda: made.append(self._make_template(grammar)))
-                thread.start()
+                threading.Thread(target=make, name="taco-deep-grammar").start()
             finally:
                 threading.stack_size(previous)
-        thread.join()
-        return made[0]
+        return made.result()
 
     def fill_masks(self, matchers: Sequence[Matcher], masks: np.ndarray) -> list[str | None]:
         own = [cast(_Matcher, matcher).matcher for matcher in matchers]
@@ -130,7 +138,9 @@ class LLGuidanceBackend:
         if spec.kind is GrammarKind.CHOICE:
             return self._matcher_class.grammar_from_regex(write_regex(either(read_choices(spec.source))))
         if spec.kind is GrammarKind.GRAMMAR:
-            return self._matcher_class.grammar_from_lark(read_grammar(spec.source))
+            return self._matcher_class.grammar_from_lark(
+                read_grammar(spec.source, lambda schema: self._json_rule(schema, spec))
+            )
         return self._matcher_class.grammar_from_lark(
             read_structural_tag(spec.source, lambda schema: self._json_rule(schema, spec))
         )
@@ -148,6 +158,8 @@ class LLGuidanceBackend:
 
 def _plain(message: str) -> str:
     """What the library says of an error, without its own state."""
+    if message.startswith("NoExtensionBias"):
+        return "no text matches it, or none that the tokens of the model can write"
     return message.partition("<non-verbose/>")[0].partition("<state>")[0].partition("<backtrace>")[0].strip()
 
 
@@ -222,8 +234,10 @@ class _Matcher:
     def allows(self, token_id: int) -> bool:
         # Where a text is forced, the mask has the token alone in which the tokenizer would write it, although the
         # library takes others as well.
-        if not self.is_free and (forced := self.forced()):
-            return token_id == forced[0]
+        if not (self.is_free or self.matcher.is_stopped()):
+            if forced := self.matcher.compute_ff_tokens():
+                return token_id == forced[0]
+            self.is_free = True
         return self.matcher.validate_tokens([token_id]) == 1
 
     def forced(self) -> list[int]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from taco.guided.choices import read_choices
 from taco.guided.protocol import CompiledGrammar, GrammarError, Matcher
-from taco.guided.regex import either, num_positions, parse_regex, parse_whitespace, without_char, write_regex
+from taco.guided.regex import either, num_positions, parse_regex, parse_whitespace, without_chars, write_regex
 from taco.guided.schema import read_schema
 from taco.guided.spec import GrammarKind, GrammarSpec
 from taco.guided.vocabulary import Vocabulary
@@ -86,7 +86,7 @@ class OutlinesBackend:
                 f'The backend "outlines" would build an automaton from {size} positions; at most {MAX_POSITIONS} are '
                 'compiled. Make the constraint smaller, or take backend="llguidance", which has no such limit.'
             )
-        return write_regex(without_char(node, 0))
+        return write_regex(without_chars(node, ((0, 0),)))
 
     def _regex_of_schema(self, spec: GrammarSpec) -> str:
         schema = read_schema(spec.source, spec.additional_properties)

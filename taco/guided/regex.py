@@ -157,26 +157,26 @@ def restrict(node: Node, alphabet: Iterable[int]) -> Node:
     return replace(node, part=restrict(node.part, alphabet))
 
 
-def without_char(node: Node, code: int) -> Node:
-    """The texts of a node that do not have a certain character.
+def without_chars(node: Node, ranges: Ranges) -> Node:
+    """The texts of a node that have none of some characters.
 
     Raises:
         GrammarError: there are none.
     """
-    kept = _subtract_char(node, code)
+    kept = _subtract_chars(node, ranges)
     if is_void(kept):
-        raise GrammarError(f"The constraint needs the character {chr(code)!r}, which this backend cannot write.")
+        raise GrammarError(f"The constraint needs characters like {chr(ranges[0][0])!r}, which cannot be written.")
     return _without_voids(kept)
 
 
-def _subtract_char(node: Node, code: int) -> Node:
+def _subtract_chars(node: Node, ranges: Ranges) -> Node:
     if isinstance(node, Chars):
-        return Chars(_subtract(node.ranges, ((code, code),)))
+        return Chars(_subtract(node.ranges, ranges))
     if isinstance(node, Concat):
-        return Concat(tuple(_subtract_char(part, code) for part in node.parts))
+        return Concat(tuple(_subtract_chars(part, ranges) for part in node.parts))
     if isinstance(node, Either):
-        return Either(tuple(_subtract_char(option, code) for option in node.options))
-    return replace(node, part=_subtract_char(node.part, code))
+        return Either(tuple(_subtract_chars(option, ranges) for option in node.options))
+    return replace(node, part=_subtract_chars(node.part, ranges))
 
 
 def num_positions(node: Node) -> int:

@@ -23,7 +23,15 @@ from taco.guided.formats import ANY_TEXT as TEXT_FORMATS
 from taco.guided.formats import FORMATS
 from taco.guided.formats import NUMBERS as NUMBER_FORMATS
 from taco.guided.protocol import GrammarError
-from taco.guided.regex import Node, parse_json_pattern, parse_name_pattern, parse_regex, write_regex
+from taco.guided.regex import (
+    Node,
+    Ranges,
+    parse_json_pattern,
+    parse_name_pattern,
+    parse_regex,
+    without_chars,
+    write_regex,
+)
 
 MAX_DEPTH = 64
 MAX_CHARS = 4_000_000
@@ -53,7 +61,7 @@ ANNOTATIONS = frozenset(
     $dynamicAnchor $recursiveAnchor $vocabulary $defs definitions contentMediaType contentEncoding contentSchema
     discriminator xml externalDocs""".split()
 )
-# Keywords of some draft that no backend enforces.
+# Keywords of some draft that no backend enforces; `propertyNames` may be spelt out beforehand.
 NEVER_ENFORCED = frozenset(
     """not if then else dependentRequired dependentSchemas dependencies propertyNames contains minContains maxContains
     unevaluatedProperties unevaluatedItems uniqueItems $dynamicRef $recursiveRef divisibleBy extends disallow
@@ -301,6 +309,7 @@ class _Reader:
             return value
         if not isinstance(value, dict):
             raise _broken(place, None, "a schema must be an object, true or false", value)
+        value = self._spell_out_names(value, place)
         for keyword in value:
             _refuse_unknown(keyword, value, place)
         _refuse_no_keyword(value, place)
@@ -317,12 +326,33 @@ class _Reader:
             self._given[id(target)] = {bound: source.get(bound) for bound in _BOUNDS}
         if source.get("additionalProperties") is _SHUT:
             self._given.setdefault(id(target), {})["additionalProperties"] = None
+        _prefer_whole_numbers(source, target)
         if reason := _contradiction(target):
             self._contradictions.append(f"{reason} at {place.path}")
             return False
         for name in (*(keyword for keyword in target if keyword in ENFORCED), *_combinations(target)):
             self._uses.setdefault(name, place.path)
         return target
+
+    def _spell_out_names(self, value: dict[str, Any], place: _Place) -> dict[str, Any]:
+        """The same schema without `propertyNames`, where that is a list or a pattern and nothing else says of names."""
+        names = value.get("propertyNames")
+        if not value.keys().isdisjoint(("properties", "patternProperties", "unevaluatedProperties")):
+            return value
+        if isinstance(names, dict) and names.keys() - ANNOTATIONS == {"$ref"} and isinstance(names["$ref"], str):
+            names, _ = self._resolve(names["$ref"], place)
+        if not isinstance(names, dict):
+            return value
+        others = value.get("additionalProperties", True)
+        rest = {k: v for k, v in value.items() if k != "propertyNames"} | {"additionalProperties": False}
+        own = names.keys() - ANNOTATIONS - ({"type"} if names.get("type") == "string" else set())
+        if own == {"pattern"} and isinstance(names["pattern"], str):
+            node = _parsed_pattern(parse_json_pattern, names["pattern"], place, "propertyNames")
+            return {**rest, "patternProperties": {f"^(?:{write_regex(node)})\\Z": others}}
+        listed = names.get("enum") if own == {"enum"} else [names["const"]] if own == {"const"} else None
+        if not isinstance(listed, list):
+            return value
+        return {**rest, "properties": {name: others for name in listed if isinstance(name, str)}}
 
     # Objects without other properties than those that are named
 
@@ -331,8 +361,7 @@ class _Reader:
         own = set(source) - ANNOTATIONS - {"type"}
         if not place.closes or own in ({"anyOf"}, {"oneOf"}, {"$ref"}):
             return place.closes
-        names = _Names()
-        self._collect(source, names, place, set())
+        names = self._collect(source, place)
         if not names.says_otherwise and (names.properties or names.patterns):
             for keyword, found in (("properties", names.properties), ("patternProperties", names.patterns)):
                 if found:
@@ -343,19 +372,29 @@ class _Reader:
             source["additionalProperties"] = _SHUT
         return False
 
-    def _collect(self, source: Any, names: _Names, place: _Place, seen: set[int]) -> None:
-        if not isinstance(source, dict) or id(source) in seen:
-            return
-        seen.add(id(source))
-        for keyword, found in (("properties", names.properties), ("patternProperties", names.patterns)):
-            if isinstance(source.get(keyword), dict):
-                found.update(dict.fromkeys(source[keyword]))
-        names.says_otherwise |= not {"additionalProperties", "unevaluatedProperties"}.isdisjoint(source)
-        for keyword in ("allOf", "anyOf", "oneOf"):
-            for option in source[keyword] if isinstance(source.get(keyword), list) else ():
-                self._collect(option, names, place, seen)
-        if isinstance(source.get("$ref"), str):
-            self._collect(self._resolve(source["$ref"], place)[0], names, place, seen)
+    def _collect(self, root: Any, place: _Place) -> _Names:
+        """What a schema and those beside it name, in the order in which they are written."""
+        names = _Names()
+        seen: set[int] = set()
+        waiting = [root]
+        while waiting:
+            source = waiting.pop()
+            if not isinstance(source, dict) or id(source) in seen:
+                continue
+            seen.add(id(source))
+            for keyword, found in (("properties", names.properties), ("patternProperties", names.patterns)):
+                if isinstance(source.get(keyword), dict):
+                    found.update(dict.fromkeys(source[keyword]))
+            names.says_otherwise |= not {"additionalProperties", "unevaluatedProperties"}.isdisjoint(source)
+            beside = [
+                option
+                for keyword in ("allOf", "anyOf", "oneOf")
+                for option in (source[keyword] if isinstance(source.get(keyword), list) else ())
+            ]
+            if isinstance(source.get("$ref"), str):
+                beside.append(self._resolve(source["$ref"], place)[0])
+            waiting.extend(reversed(beside))
+        return names
 
     # References
 
@@ -401,7 +440,7 @@ class _Reader:
             step = step.replace("~1", "/").replace("~0", "~")
             if isinstance(value, dict) and step in value:
                 value = value[step]
-            elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            elif isinstance(value, list) and _INDEX.fullmatch(step) and int(step) < len(value):
                 value = value[int(step)]
             else:
                 raise _broken(place, "$ref", "there is nothing at that place", reference)
@@ -463,10 +502,15 @@ class _Reader:
             raise _broken(schema.place, keyword, "it must be an object", argument)
         patterns: dict[str, JsonSchema] = {}
         for pattern, value in argument.items():
-            written = _anchored(_parsed_pattern(parse_name_pattern, pattern, schema.place, keyword))
+            node = _parsed_pattern(parse_name_pattern, pattern, schema.place, keyword)
+            part = self._child(value, schema, keyword, pattern)
+            try:
+                written = _anchored(node)
+            except GrammarError:  # no name that can be written matches
+                continue
             if written in patterns:
                 raise _broken(schema.place, keyword, "two patterns are the same", pattern)
-            patterns[written] = self._child(value, schema, keyword, pattern)
+            patterns[written] = part
         if patterns:
             schema.target[keyword] = patterns
 
@@ -536,8 +580,8 @@ class _Reader:
             raise _broken(schema.place, keyword, "it must be larger than 0", argument)
         if not _is_whole(argument * 8) or argument > MAX_MULTIPLE:
             raise GrammarError(
-                f"The JSON schema has 'multipleOf' = {argument} at {schema.place.path}, which no backend enforces: "
-                "most fractions are not exact in binary, so that validators differ. Use a whole number up to "
+                f"The JSON schema has 'multipleOf' = {str(argument):.40} at {schema.place.path}, which no backend "
+                "enforces: most fractions are not exact in binary, so that validators differ. Use a whole number up to "
                 f"{MAX_MULTIPLE}, or a multiple of 0.125."
             )
         schema.target[keyword] = int(argument) if _is_whole(argument) else argument
@@ -545,7 +589,11 @@ class _Reader:
     def _pattern(self, schema: _Schema, keyword: str, argument: Any) -> None:
         if not isinstance(argument, str):
             raise _broken(schema.place, keyword, "it must be a string", argument)
-        self._add_pattern(schema, _parsed_pattern(parse_json_pattern, argument, schema.place, keyword))
+        node = _parsed_pattern(parse_json_pattern, argument, schema.place, keyword)
+        try:
+            self._add_pattern(schema, node)
+        except GrammarError as error:
+            raise _broken(schema.place, keyword, error.message, argument) from None
 
     def _format(self, schema: _Schema, keyword: str, argument: Any) -> None:
         if not isinstance(argument, str):
@@ -575,16 +623,20 @@ class _Reader:
 
 def _find_loop(edges: dict[str, set[str]]) -> str | None:
     """A node that can be reached from itself."""
+    done: set[str] = set()
     for start in edges:
-        reached: set[str] = set()
-        waiting = [start]
-        while waiting:
-            for node in edges.get(waiting.pop(), ()):
-                if node == start:
-                    return start
-                if node not in reached:
-                    reached.add(node)
-                    waiting.append(node)
+        path = {start: None} if start not in done else {}
+        branches = [iter(edges[start])] if path else []
+        while branches:
+            node = next(branches[-1], None)
+            if node is None:
+                branches.pop()
+                done.add(path.popitem()[0])
+            elif node in path:
+                return node
+            elif node not in done:
+                path[node] = None
+                branches.append(iter(edges.get(node, ())))
     return None
 
 
@@ -716,6 +768,21 @@ def _types(source: dict[str, Any], place: _Place) -> list[str] | None:
     return list(dict.fromkeys(types))
 
 
+def _prefer_whole_numbers(source: dict[str, Any], target: dict[str, Any]) -> None:
+    """Where bounds are too close for fractions to be enforced, as `_inner_bound` has it, whole numbers may still be."""
+    if target.get("type") != "number" or target.get("minimum", -math.inf) <= target.get("maximum", math.inf):
+        return
+    bounds = {
+        name: _inner_bound(source[name], name.endswith("inimum"), name.startswith("exclusive"), True)
+        for name in _BOUNDS
+        if name in source
+    }
+    least = max((bound for name, bound in bounds.items() if name.endswith("inimum")), default=math.inf)
+    most = min((bound for name, bound in bounds.items() if name.endswith("aximum")), default=-math.inf)
+    if least <= most and "format" not in source:  # which may have bounds, too
+        target.update(type="integer", minimum=least, maximum=most)
+
+
 def _contradiction(target: dict[str, Any]) -> str | None:
     """Why no value matches; types for which that is so are taken out, as long as others are left."""
     if target.get("enum") == []:
@@ -728,6 +795,8 @@ def _contradiction(target: dict[str, Any]) -> str | None:
         least, most = _LIMITS.get(name, ("", ""))
         if target.get(least, -math.inf) > target.get(most, math.inf):
             reason = f"{least!r} is larger than {most!r}"
+            if name == "number":
+                reason += f", with the {BOUND_DIGITS} digits that can be enforced"
         else:
             left.append(name)
     if left:
@@ -775,13 +844,19 @@ def _parsed_pattern(parse: Callable[[str], Node], pattern: str, place: _Place, k
 
 
 def _anchored(node: Node) -> str:
-    return f"^(?:{write_regex(node)})$"
+    """The pattern that a library gets.
+
+    Raises:
+        GrammarError: it asks for characters that cannot be written.
+    """
+    # llguidance takes a class with all control characters for one with `"` and `\\`, as these have escapes as well.
+    return f"^(?:{write_regex(without_chars(node, _NO_ESCAPE))})$"
 
 
 def _is_whole(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
-    )
+    if isinstance(value, int):  # of any size, also beyond what a double can be
+        return not isinstance(value, bool)
+    return isinstance(value, float) and value.is_integer()
 
 
 def _check_number(value: Any, place: _Place, keyword: str) -> None:
@@ -848,6 +923,9 @@ def _plain_numbers(value: Any) -> Any:
     return value
 
 
+# Control characters that have no letter of their own behind a backslash.
+_NO_ESCAPE: Ranges = ((0x00, 0x07), (0x0B, 0x0B), (0x0E, 0x1F))
+_INDEX = re.compile("0|[1-9][0-9]{0,9}")
 _OLD_DRAFT = re.compile("draft-0[3-7]|2019-09")
 _AWKWARD = re.compile(r'["\\\x00-\x1f\x7f-\x9f]')
 # Control characters that have no letter of their own behind a backslash, and halves of surrogate pairs.
@@ -879,11 +957,17 @@ def _subschemas(value: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
 def _finite_definitions(definitions: dict[str, JsonSchema]) -> set[str]:
     """The definitions that some value of finite size matches, as far as recursion decides."""
     finite: set[str] = set()
+    waiting = list(definitions)
     while True:
-        more = {name for name, schema in definitions.items() if name not in finite and _is_finite(schema, finite)}
-        if not more:
+        left = []
+        for name in reversed(waiting):  # what is referred to comes later
+            if _is_finite(definitions[name], finite):
+                finite.add(name)
+            else:
+                left.append(name)
+        if len(left) == len(waiting):
             return finite
-        finite |= more
+        waiting = left[::-1]
 
 
 def _is_finite(schema: JsonSchema, finite: set[str]) -> bool:

@@ -59,6 +59,11 @@ class Backends:
             except GrammarError as error:
                 errors[name] = error
                 continue
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # of a library, a panic of Rust too: it must not take other rows along
+                errors[name] = GrammarError(f"{name} failed on it: {type(error).__name__}: {str(error)[:300]}")
+                continue
             if wanted in errors:
                 self._log(wanted, name, errors[wanted].message)
             return backend, grammar

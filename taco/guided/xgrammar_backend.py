@@ -70,7 +70,12 @@ class XGrammarBackend:
         else:
             regex = self._regex(spec)
             compiled = self._checked(lambda: compiler.compile_regex(regex))
-        return _Grammar(self._library, compiled, self._end_id, self._size)
+        grammar = _Grammar(self._library, compiled, self._end_id, self._size)
+        first = grammar.start()
+        mask = np.empty((1, -(-self._size // 32)), np.int32)
+        if not first.can_stop() and (self.fill_masks([first], mask)[0] is not None or not mask.any()):
+            raise GrammarError("No text matches the constraint, or none that the tokens of the model can write.")
+        return grammar
 
     def fill_masks(self, matchers: Sequence[Matcher], masks: np.ndarray) -> list[str | None]:
         problems: list[str | None] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +216,112 @@ def test_what_is_broken_is_refused_by_name(backends: Backends, kind: str, source
     for name in NAMES:
         with pytest.raises(GrammarError, match=message):
             backends.choose(spec(kind, source, name))
+
+
+HUGE = 10**400
+
+
+def chain(length: int, make: Callable[[dict[str, str], int], Any]) -> dict[str, Any]:
+    """Definitions of which each refers to the next one."""
+    links = {str(i): make({"$ref": f"#/$defs/{i + 1}"}, i) for i in range(length)}
+    return {"$ref": "#/$defs/0", "$defs": {**links, str(length): {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "string", "minLength": HUGE}, "minLength"),
+        ({"multipleOf": HUGE}, "multipleOf"),
+        ({"type": "integer", "minimum": HUGE}, "minimum"),
+        ({"enum": [HUGE]}, "enum"),
+        ({"$ref": "#/anyOf/" + "9" * 5000, "anyOf": [{}]}, "nothing at that place"),
+        ({"$ref": "#/anyOf/01", "anyOf": [{}, {}]}, "nothing at that place"),
+        ({"type": "string", "pattern": r"^\x00$"}, "'pattern'.*cannot be written"),
+        (chain(1500, lambda ref, i: {"properties": {f"p{i}": {}}, "allOf": [ref]}), r"\$ref"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+@pytest.mark.parametrize("additional_properties", [True, False])
+def test_what_is_beyond_numbers_and_stacks_is_refused_by_name(
+    backends: Backends, schema: Any, message: str, additional_properties: bool
+) -> None:
+    with pytest.raises(GrammarError, match=message):
+        backends.choose(spec("json", schema, additional_properties=additional_properties))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": HUGE},
+        {"type": "integer", "maximum": HUGE, "minimum": -HUGE},
+        {"oneOf": [{"type": "integer", "exclusiveMaximum": HUGE, "minimum": 3}, {"type": "integer", "maximum": 1}]},
+        {"type": "number", "minimum": -(2**53) + 1, "exclusiveMaximum": float(-(2**53) + 13)},
+        {"type": "object", "properties": {f"key {i}": {"type": "null"} for i in range(1500)}},
+        chain(3000, lambda ref, i: ref),
+        chain(3000, lambda ref, i: {"type": "object", "properties": {"a": ref}, "required": ["a"]}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_large_but_plain_is_taken(backends: Backends, schema: Any) -> None:
+    began = time.process_time()
+    backends.choose(spec("json", schema))
+    assert time.process_time() - began < 12  # the chains took 13 and 26 s where work grew with the square of the size
+
+
+def test_grammars_that_no_text_matches_are_refused_as_such(backends: Backends) -> None:
+    for grammar in ("start: start", 'start: start "a"', "root ::= root", "root ::= []"):
+        with pytest.raises(GrammarError, match="[Nn]o text matches"):
+            backend, made = backends.choose(spec("grammar", grammar))
+            assert made is None
+            backend.compile(spec("grammar", grammar))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "good", "bad"),
+    [
+        ('start: "x" %json {"type": "string", "pattern": "^[^\\"]$"} "y" // %json {', 'x"a"y', r'x"\""y'),
+        ('start: %json {"enum": ["a\\/b"]} | "\\/"', '"a/b"', '"a\\/b"'),
+        ('start: "%json" " {" | A\nA: %regex {"substring_words": "to be"}', "to", "bee"),
+    ],
+)
+def test_schemas_inside_grammars_are_enforced_as_others(
+    backends: Backends, vocabulary: Vocabulary, grammar: str, good: str, bad: str
+) -> None:
+    _, made = backends.choose(spec("grammar", grammar))
+    assert made is not None
+    for text, is_good in ((good, True), (bad, False)):
+        matcher = made.start()
+        token_ids = vocabulary.encode(text)
+        assert (matcher.accept(token_ids) == len(token_ids) and matcher.can_stop()) == is_good, text
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ('start: %json {"type": "array", "uniqueItems": true}', "'uniqueItems'"),
+        ("start: %json {", "%json without valid JSON"),
+        ("start: %regex nothing", "%regex without valid JSON"),
+    ],
+)
+def test_what_is_wrong_with_schemas_inside_grammars_is_named(backends: Backends, grammar: str, message: str) -> None:
+    with pytest.raises(GrammarError, match=message):
+        backends.choose(spec("grammar", grammar))
+
+
+class Panic(BaseException):
+    """As of Rust."""
+
+
+@pytest.mark.parametrize("source", ["start: /a/", 'start: "' + "a" * 20_000 + '"'], ids=len)
+def test_a_library_that_panics_does_so_for_one_row(
+    backends: Backends, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, grammar: str) -> Any:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr("taco.guided.llguidance_backend.LLGuidanceBackend._make_template", fail)
+    with pytest.raises(GrammarError, match="llguidance failed on it: Panic: index out of bounds"):
+        backends.choose(spec("grammar", source))
 
 
 FUNCTIONS = {

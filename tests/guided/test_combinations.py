@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -305,6 +306,30 @@ def test_stop_texts(llm: LLM, included: bool) -> None:
         assert one.text == text[: place + len(stop) * included]
         assert (one.finish_reason, one.stop_reason) == ("stop", stop)
         assert whole.outputs[0].token_ids[: len(one.token_ids)] == one.token_ids
+
+
+def test_objects_of_many_optional_properties(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {f"key {i}": {"type": ["integer", "null"]} for i in range(1500)}}
+    params = [
+        SamplingParams(temperature=1, seed=seed, max_tokens=100, guided_decoding=guided(json=schema), logit_bias=BIAS)
+        for seed in range(4)
+    ]
+    for output in llm.generate([PROMPT] * 4, params, **QUIET):
+        assert output.outputs[0].finish_reason == "length" or complaint(schema, output.outputs[0].text) is None
+
+
+def test_a_long_text_without_alternatives_does_not_hold_up_the_others(llm: LLM) -> None:
+    """Finding forced tokens takes time, so there are no more of them than the output may have, and some in one step."""
+    for max_tokens in (1, 24, 100):
+        params = [
+            SamplingParams(temperature=1, seed=1, max_tokens=max_tokens, guided_decoding=guided(**constraint))
+            for constraint in ({"regex": "y{50000}"}, {"json": {"const": "y" * 9000}})
+        ]
+        began = time.process_time()
+        outputs = [output.outputs[0] for output in llm.generate([PROMPT] * 2, params, **QUIET)]
+        assert time.process_time() - began < 30  # the whole text would take minutes
+        assert [(len(one.token_ids), one.finish_reason) for one in outputs] == [(max_tokens, "length")] * 2
+        assert re.fullmatch("y+", outputs[0].text)
 
 
 def test_stop_tokens_end_complete_texts_only(llm: LLM) -> None:

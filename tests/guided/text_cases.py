@@ -236,7 +236,28 @@ ALIASES = r"""
 ESCAPES = r"""
 start: "\"" "\\" "\n" "\t" "\u00e9" "é" /\// /[\x41\/\]]/ "/"
 """
+TEXTS_OF_LARK = r"""
+start: "\x41\u00e9\U0001F600" "\\n" "\/" "\b" "\." "'" | "a".."\x63"
+"""
+RENAMED = r"""
+?start: sum
+?sum: product
+    // a remark between the options
+
+    # and another one
+    | sum "+" product   -> add
+
+
+?product: atom | product "*" atom  -> mul
+?atom: NUMBER -> number | "-" atom -> neg | NAME -> var | "(" sum ")"
+%import common.CNAME -> NAME  // names
+%import common.NUMBER->NUMBER
+%import common.WS_INLINE
+%ignore WS_INLINE
+"""
 LARK: dict[str, tuple[str, list[str]]] = {
+    "texts": (TEXTS_OF_LARK, ["Aé😀\\n\\/\\b\\.'", "b", "Aé😀\n/\b.'", "d"]),
+    "renamed": (RENAMED, ["1+a_1*(-2)", "1 + 2 * x", "1+", "a b"]),
     "arithmetic": (ARITHMETIC, ["1+2*(3-4)/5", "1+", "(1", "1 + 2", "--1", "1234"]),
     "brackets": (BRACKETS, ["([{}])", "([)]", "(", "()()", ")("]),
     "nested lists": (NESTED_LIST, ["[[],[a,[b]],é]", "[a,]", "[,]", "[abcd]"]),

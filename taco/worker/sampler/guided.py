@@ -48,11 +48,12 @@ class _Row:
         final: one of these ends it where nothing else may follow.
         ends_of_reasoning: marks, as token ids, after the first of which the constrained text begins; none if it begins
             at once.
+        max_tokens: of the output; None for any number.
     """
 
     __slots__ = (
         *("_ends", "_num_accepted", "_thoughts", "backend", "error", "final"),
-        *("is_over", "matcher", "num_stops", "stops", "thinks"),
+        *("is_over", "matcher", "max_tokens", "num_stops", "stops", "thinks"),
     )
 
     def __init__(
@@ -62,6 +63,7 @@ class _Row:
         stops: _StopTokens,
         final: _StopTokens,
         ends_of_reasoning: Sequence[Sequence[int]],
+        max_tokens: int | None,
     ) -> None:
         self.backend = backend
         self.matcher = matcher
@@ -74,6 +76,7 @@ class _Row:
         self._ends = [list(ids) for ids in ends_of_reasoning]
         self._thoughts: list[int] = []  # tokens before the constrained text
         self._num_accepted = 0
+        self.max_tokens = max_tokens
 
     def take(self, token_ids: Sequence[int]) -> None:
         """The next tokens of the output; a stop token, where it is complete, ends it."""
@@ -126,6 +129,8 @@ class _Row:
         if self.error is not None or self.is_over or self.thinks:
             return []
         found = self.matcher.forced()
+        if self.max_tokens is not None:  # what comes later is cut off
+            found = found[: max(0, self.max_tokens - len(self._thoughts) - self._num_accepted)]
         # A stop token cannot be text: where the grammar wants it as such, nothing may come.
         return list(itertools.takewhile(lambda token_id: token_id not in self.stops.token_ids, found))
 
@@ -166,7 +171,7 @@ class GuidedText(Feature):
             assert markers is not None, "the input processor knows the marks"
             if not reasoning_has_ended(new.token_ids[: new.num_prompt_tokens], markers):
                 marks = (markers.end_ids, markers.forced_ids)
-        row = _Row(compilation.backend, compilation.grammar.start(), stops, final, marks)
+        row = _Row(compilation.backend, compilation.grammar.start(), stops, final, marks, new.params.max_tokens)
         self._rows[new.row] = row
         self.append(new.row, new.token_ids[new.num_prompt_tokens :])
         return True

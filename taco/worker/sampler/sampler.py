@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # also stay in the cache.
 BLOCK_ENTRIES_CPU = 1 << 22
 BLOCK_ENTRIES = 1 << 24
+_MAX_FORCED = 256  # tokens of a row in one step, about: finding them takes time in which all rows wait
 
 
 @dataclass
@@ -264,13 +265,14 @@ class Sampler:
         """Takes the tokens that must follow, as if they had been drawn and appended, and returns them.
 
         They are those to which the grammar of a `guided` row leaves no alternative, if nothing else rules tokens out
-        for it and it wants to know nothing more about them.
+        for it and it wants to know nothing more about them. Of very many the rest comes in later steps, for which
+        other rows need not wait.
         """
         assert self._guided is not None
         if int(self._uses[row]) & ~self._harmless_bits:
             return []
         forced: list[int] = []
-        while tokens := self._guided.forced(row):
+        while len(forced) < _MAX_FORCED and (tokens := self._guided.forced(row)):
             self.append([row], [tokens])
             forced += tokens
         return forced
