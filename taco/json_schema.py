@@ -81,6 +81,24 @@ def close_objects(schema: Any) -> Any:
     return map_schemas(schema, _closed)
 
 
+def has_plain_options(schema: Any) -> bool:
+    """Whether `close_objects` leaves a schema as it is for no other reason than `oneOf`, with nothing beside it.
+
+    Whether a value matches one option only can depend on the properties that the others do not name. So its objects can
+    be closed by who knows that, which is `read_schema` without `additional_properties`.
+    """
+    found = False
+    for one in schemas_in(schema):
+        keywords = set(one)
+        referring = keywords & {*_REFERRING, "oneOf"}
+        if keywords & (_COMBINING - {"oneOf"}) or len(referring) > 1 or (referring and keywords & _OF_OBJECTS):
+            return False
+        if "properties" in keywords and "additionalProperties" not in _closed(dict(one)):
+            return False
+        found |= "oneOf" in keywords
+    return found
+
+
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     if schema.keys() & {"additionalProperties", "patternProperties", "dependentRequired"}:
         return schema

@@ -19,7 +19,7 @@ from taco.config import GuidedDecodingConfig
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.guided.protocol import GrammarError
 from taco.guided.spec import GrammarKind, GrammarSpec
-from taco.json_schema import close_objects
+from taco.json_schema import close_objects, has_plain_options
 from taco.sampling_params import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 
 MAX_DEPTH = 64  # dicts and lists within each other, in a schema
@@ -260,6 +260,7 @@ def to_spec(
     else:
         found = _object(name, value, or_type=kind == "json")
         _check_depth(name, found)
+        additional_properties &= not (kind == "json" and has_plain_options(found))
         source = _dumps(name, close_objects(found) if kind == "json" else _close_schemas_of_tags(found))
     return GrammarSpec(
         GrammarKind.STRUCTURAL_TAG if kind == "structural_tag" else GrammarKind.JSON,

@@ -22,6 +22,7 @@ from taco.guided.request import (
     to_spec,
     with_constraint,
 )
+from taco.guided.schema import read_schema
 from taco.guided.spec import GrammarKind, GrammarSpec
 from taco.sampling_params import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 
@@ -97,6 +98,42 @@ def test_objects_have_no_other_properties_unless_the_schema_says_so() -> None:
     assert "additionalProperties" not in schema
     is_open = {**schema, "additionalProperties": True}
     assert schema_of(GuidedDecodingParams(json=is_open)) == is_open
+
+
+class Bus(pydantic.BaseModel):
+    kind: Literal["bus"]
+    seats: int
+
+
+class Tram(pydantic.BaseModel):
+    kind: Literal["tram"]
+    line: str
+
+
+class Ride(pydantic.BaseModel):
+    on: Bus | Tram = pydantic.Field(discriminator="kind")
+    minutes: int
+
+
+def test_objects_that_are_options_of_one_of_have_no_other_properties_either() -> None:
+    spec = to_spec(GuidedDecodingParams(json=Ride), CONFIG)
+    assert spec is not None and '"oneOf"' in spec.source
+    root = read_schema(spec.source, spec.additional_properties).root
+    assert len(root["$defs"]) == 2
+    assert all(one["additionalProperties"] is False for one in (root, *root["$defs"].values()))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [{"type": "integer"}, {"properties": {"a": {}}, "required": ["b"]}]},
+        {"oneOf": [{"type": "integer"}, {"type": "string"}], "required": ["b"]},
+        {"properties": {"a": {"oneOf": [{"type": "integer"}]}, "b": {"allOf": [{"type": "object"}]}}},
+    ],
+)
+def test_where_options_may_need_others_they_may_come(schema: dict[str, Any]) -> None:
+    spec = to_spec(GuidedDecodingParams(json=schema), CONFIG)
+    assert spec is not None and spec.additional_properties and json.loads(spec.source) == schema
 
 
 def test_so_it_is_in_structural_tags() -> None:
