@@ -17,7 +17,9 @@ from taco.kernels.native_attention import attention_scratch_bytes, native_batch
 from taco.layers.activation import native_activation
 from taco.layers.decoder import DecoderLayer, decoder_layer
 
-CHUNK = 240  # tokens that pass through the linear layers together: as many as stay in the second cache
+# Tokens that pass through the linear layers together: as many as stay in the second cache, and fill the registers.
+CHUNK = 240
+CHUNK_AMX = 256
 
 
 class _NativeLayer:
@@ -85,7 +87,7 @@ class _NativeLayer:
         """The parts of the workspace; the same for all layers of these sizes in a step."""
         found = meta.cache.get(self.key)
         if found is None:
-            chunk = min(CHUNK, meta.num_tokens)
+            chunk = min(CHUNK_AMX if native.instruction_set() == "amx" else CHUNK, meta.num_tokens)
             batch = native_batch(meta, self.group)
             size = torch.finfo(self.dtype).bits // 8
             normed, gate_up, activated = (_round_up(chunk * length * size) for length in self.chunk_sizes)
