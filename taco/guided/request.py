@@ -260,8 +260,9 @@ def to_spec(
     else:
         found = _object(name, value, or_type=kind == "json")
         _check_depth(name, found)
-        additional_properties &= not (kind == "json" and has_plain_options(found))
         source = _dumps(name, close_objects(found) if kind == "json" else _close_schemas_of_tags(found))
+        if kind == "json" and '"oneOf"' in source and has_plain_options(found):
+            additional_properties = False
     return GrammarSpec(
         GrammarKind.STRUCTURAL_TAG if kind == "structural_tag" else GrammarKind.JSON,
         source,
