@@ -4,8 +4,9 @@
 
 Each row has a schema of its own. Its free twin has the same prompt and generates as many tokens, without end of
 sequence, so that both runs return the same number of tokens. Guided rows run with schemas that the engine has never
-seen (compiling included) and with known ones; "no forcing" draws every token by a step of the model. Then each backend
-alone: time to compile, and to fill the masks of all rows for one step.
+seen (compiling included) and with known ones; "no forcing" draws every token by a step of the model. Each guided run is
+compared with the runs of free text just before and after it, since the speed of shared machines drifts. Then each
+backend alone: time to compile, and to fill the masks of all rows for one step.
 """
 
 from __future__ import annotations
@@ -135,12 +136,11 @@ def main() -> None:
     run(free)
     sampler = llm.llm_engine.model_executor.driver_worker.runner.sampler
     times: dict[str, list[float]] = {"free": [], "guided, new schemas": [], "guided": [], "guided, no forcing": []}
+    shares: dict[str, list[float]] = {name: [] for name in times if name != "free"}
+    free_s, _ = run(free)
+    times["free"].append(free_s)
     for repeat in range(args.repeats):
-        free_s, _ = run(free)
-        for name in times:
-            if name == "free":
-                times[name].append(free_s)
-                continue
+        for name, ratios in shares.items():
             if name == "guided, no forcing":
                 sampler.take_forced = lambda row: []
             elapsed, outputs = guided(str(repeat) if "new" in name else "warm-up")
@@ -149,18 +149,19 @@ def main() -> None:
             times[name].append(elapsed)
             free_s, _ = run(free)
             times["free"].append(free_s)
+            ratios.append(sum(times["free"][-2:]) / 2 / elapsed)
     total = sum(counts)
     print(
         f"taco {__version__}, torch {torch.__version__}, {args.threads} threads, {processor()}; "
         f"{Path(model).name} in {args.dtype}"
     )
-    print(
-        f"{args.rows} rows with a schema each, {total} tokens, {complete} outputs complete; medians of {args.repeats}"
-    )
-    free_s = statistics.median(times["free"])
+    print(f"{args.rows} rows with a schema each, {total} tokens, {complete} outputs complete; {args.repeats} repeats")
     for name, values in times.items():
-        elapsed = statistics.median(values)
-        print(f"{name:22} {total / elapsed:8.1f} tok/s, {free_s / elapsed:6.3f} of free text")
+        line = f"{name:22} {total / statistics.median(values):8.1f} tok/s"
+        if name in shares:
+            low, middle, high = np.percentile(shares[name], [25, 50, 75])
+            line += f", {middle:6.3f} of free text before and after it (half of the runs: {low:.3f} to {high:.3f})"
+        print(line)
 
     vocabulary = make_vocabulary(tokenizer, llm.llm_engine.model_config.vocab_size)
     texts = [output.outputs[0].token_ids for output in outputs]

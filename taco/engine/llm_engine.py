@@ -33,6 +33,7 @@ from taco.executor.inprocess import InProcessExecutor
 from taco.guided.compiler import GrammarCompiler
 from taco.request import RequestStatus, RequestUpdate
 from taco.tokenizer.group import TokenizerGroup
+from taco.tokenizer.loading import add_vocabulary_limits
 from taco.usage_context import UsageContext
 
 if TYPE_CHECKING:
@@ -443,18 +444,20 @@ class LLMEngine(EngineControl):
     # Tokenizer, configs, end
 
     def get_tokenizer(self, lora_request: object = None) -> Any:
-        """The tokenizer; the same for every request."""
+        """The tokenizer, the same for every request, with `max_token_id` and `max_chars_per_token` as in vLLM."""
         tokenizer = self.input_processor.tokenizer
         if tokenizer is None:
             raise TacoValidationError("There is no tokenizer: skip_tokenizer_init=True was passed.")
+        add_vocabulary_limits(tokenizer)
         return tokenizer
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, in vLLM 0.6 in a `TokenizerGroup`; None if there is none."""
-        tokenizer = self.input_processor.tokenizer
-        is_group = tokenizer is not None and self.config.behaviour.engine_tokenizer_is_group
-        return TokenizerGroup(tokenizer) if is_group else tokenizer
+        if self.input_processor.tokenizer is None:
+            return None
+        tokenizer = self.get_tokenizer()
+        return TokenizerGroup(tokenizer) if self.config.behaviour.engine_tokenizer_is_group else tokenizer
 
     def get_tokenizer_group(self, group_type: type[TokenizerGroup] = TokenizerGroup) -> TokenizerGroup:
         """The tokenizer as vLLM 0.6 wraps it; TypeError where another class is asked for."""

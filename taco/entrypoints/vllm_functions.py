@@ -21,7 +21,7 @@ from taco.models.registry import (
     resolve_model_class,
     supported_architectures,
 )
-from taco.tokenizer.loading import load_tokenizer
+from taco.tokenizer.loading import add_vocabulary_limits, load_tokenizer
 
 
 def get_tokenizer(
@@ -33,7 +33,7 @@ def get_tokenizer(
     download_dir: str | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Loads a tokenizer as an engine would.
+    """Loads a tokenizer as an engine would, with `max_token_id` and `max_chars_per_token` as in vLLM.
 
     Args:
         tokenizer_name: folder, .gguf file or hub id.
@@ -44,7 +44,7 @@ def get_tokenizer(
     Raises:
         TacoValidationError: there is no such tokenizer, or it cannot be built.
     """
-    return load_tokenizer(
+    tokenizer = load_tokenizer(
         os.fspath(tokenizer_name),
         tokenizer_mode=tokenizer_mode,
         trust_remote_code=trust_remote_code,
@@ -52,6 +52,8 @@ def get_tokenizer(
         download_dir=download_dir,
         **kwargs,
     )
+    add_vocabulary_limits(tokenizer)
+    return tokenizer
 
 
 def resolve_chat_template(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from taco.tokenizer.loading import load_tokenizer, max_token_id
+from taco.tokenizer.loading import add_vocabulary_limits, load_tokenizer
 
-__all__ = ["load_tokenizer", "max_token_id"]
+__all__ = ["add_vocabulary_limits", "load_tokenizer"]

@@ -149,6 +149,13 @@ def _load_mistral(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBase
     return load_mistral_tokenizer(path, **options)
 
 
-def max_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The largest token id, added tokens included; the vocabulary may have gaps, so it can exceed its size."""
-    return max(tokenizer.get_vocab().values())
+def add_vocabulary_limits(tokenizer: Any) -> None:
+    """Gives a tokenizer the attributes that vLLM's tokenizers have besides those of transformers.
+
+    `max_token_id` is the largest token id, added tokens included; the vocabulary may have gaps, so it can exceed its
+    size. `max_chars_per_token` is the length of the longest token as the vocabulary writes it.
+    """
+    if not hasattr(tokenizer, "max_token_id"):
+        vocab = tokenizer.get_vocab()
+        tokenizer.max_token_id = max(vocab.values())
+        tokenizer.max_chars_per_token = max(map(len, vocab))

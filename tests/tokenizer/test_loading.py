@@ -11,7 +11,7 @@ import transformers
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.models.loader import source as source_module
 from taco.models.loader.source import ModelSource
-from taco.tokenizer import load_tokenizer, max_token_id
+from taco.tokenizer import add_vocabulary_limits, load_tokenizer
 from tests.tiny_tokenizers import byte_level_tokenizer
 
 
@@ -116,9 +116,12 @@ def test_unknown_modes_and_missing_tokenizers_are_reported(tmp_path: Path) -> No
             load_tokenizer(str(tmp_path), tokenizer_mode=mode)
 
 
-def test_the_largest_token_id_counts_added_tokens() -> None:
+def test_the_limits_of_a_vocabulary_count_added_tokens() -> None:
     tokenizer = byte_level_tokenizer()
-    assert max_token_id(tokenizer) == tokenizer.convert_tokens_to_ids("<é>") == len(tokenizer) - 1
+    tokenizer.add_tokens(["<a token that is longer than all others>"])
+    add_vocabulary_limits(tokenizer)
+    assert tokenizer.max_token_id == len(tokenizer) - 1
+    assert tokenizer.max_chars_per_token == len("<a token that is longer than all others>")
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
