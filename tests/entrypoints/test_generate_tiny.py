@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import signal
 import weakref
@@ -225,6 +226,18 @@ def test_rows_without_a_seed_differ_and_a_new_llm_repeats_them(make: Make) -> No
 def test_the_log_names_the_model_as_it_is_served(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="taco"), make(served_model_name=["short", "other"]):
         assert any(message.startswith("Loaded short (float32, ") for message in caplog.messages)
+
+
+def test_the_tokenizer_has_the_limits_of_its_vocabulary(make: Make) -> None:
+    with make() as llm:
+        tokenizer = llm.get_tokenizer()
+        assert tokenizer.max_token_id == max(tokenizer.get_vocab().values())
+        assert tokenizer.max_chars_per_token == max(map(len, tokenizer.get_vocab()))
+        other = copy.deepcopy(tokenizer)
+        del other.max_token_id
+        other.add_tokens(["<longer than every other token>"])
+        llm.set_tokenizer(other)
+        assert llm.llm_engine.tokenizer.max_token_id == len(other) - 1
 
 
 def test_rows_without_a_seed_go_on_differing_when_the_tokenizer_is_set(make: Make) -> None:

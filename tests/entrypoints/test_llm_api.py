@@ -699,17 +699,6 @@ def test_template_of_the_llm_and_of_the_tokenizer(make: Make) -> None:
     assert make(chat_template="{{ 'llm' }}").chat(messages, chat_template="{{ 'x' }}", **QUIET)[0].prompt == "x"
 
 
-def test_the_tokenizer_has_the_limits_of_its_vocabulary(make: Make) -> None:
-    tokenizer = copy.deepcopy(byte_level_tokenizer())
-    llm = make(tokenizer=tokenizer)
-    assert llm.get_tokenizer().max_token_id == max(tokenizer.get_vocab().values())
-    assert llm.get_tokenizer().max_chars_per_token == max(map(len, tokenizer.get_vocab()))
-    other = copy.deepcopy(byte_level_tokenizer())
-    other.add_tokens(["<longer than every other token>"])
-    llm.set_tokenizer(other)
-    assert llm.llm_engine.tokenizer.max_token_id == len(other) - 1
-
-
 def test_bad_conversations_are_named_by_their_index(llm: LLM) -> None:
     good = [{"role": "user", "content": "hi"}]
     bad = [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]
