@@ -46,7 +46,7 @@ def first_match(node: Node, shown: str) -> Node:
         )
     edges, final, is_cut = automaton
     # `re` has rules of its own for what repeats the empty text.
-    is_odd = _repeats_nothing(node) and (is_cut or _is_lazy(node))
+    is_odd = _repeats_nothing(node) and (is_cut or _prefers_nothing(node))
     if not is_cut and not is_odd:
         return node
     found = None if is_odd or len(edges) > MAX_STATES else _as_expression(edges, final)
@@ -75,8 +75,13 @@ def _parts(node: Node) -> tuple[Node, ...]:
     return (node.part,) if isinstance(node, Repeat) else ()
 
 
-def _is_lazy(node: Node) -> bool:
-    return (isinstance(node, Repeat) and node.is_lazy) or any(map(_is_lazy, _parts(node)))
+def _prefers_nothing(node: Node) -> bool:
+    """Whether the empty text may be tried before another one: by a lazy quantifier, or as an earlier alternative."""
+    if isinstance(node, Repeat) and node.is_lazy:
+        return True
+    if isinstance(node, Either) and any(map(_may_be_empty, node.options[:-1])):
+        return True
+    return any(map(_prefers_nothing, _parts(node)))
 
 
 def _repeats_nothing(node: Node) -> bool:

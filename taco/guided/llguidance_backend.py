@@ -30,6 +30,10 @@ _SLICES = [r"[\x20\x0A\x0D\x09]+", *(_IN_STRINGS + f"{{1,{n}}}" for n in (2, 4, 
 
 _MAX_POSITIONS = 200_000
 _MAX_SHALLOW = 10_000  # characters of a grammar, whose rules then are not nested too deep for the stack of any thread
+# Characters of a grammar that is made when it is checked. Regular expressions of that length can take seconds, schemas
+# take a few milliseconds in ten thousand characters.
+_MAX_AT_ONCE = 10_000
+_MAX_SCHEMA_AT_ONCE = 100_000
 _DEEP_STACK_BYTES = 512 << 20  # of which no more is used than needed
 _stack_size_lock = threading.Lock()
 
@@ -66,18 +70,23 @@ class LLGuidanceBackend:
         self._limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=_MAX_ITEMS)
         self._matcher_class = llguidance.LLMatcher
 
-    def check(self, spec: GrammarSpec) -> CompiledGrammar:
-        return self.compile(spec)
+    def check(self, spec: GrammarSpec) -> CompiledGrammar | None:
+        grammar, schema = self._read(spec)
+        is_quick = len(grammar) <= (_MAX_AT_ONCE if schema is None else _MAX_SCHEMA_AT_ONCE)
+        return self._make(grammar, schema) if is_quick else None
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
-        schema = None
-        if spec.kind is GrammarKind.JSON:
-            schema = self._read_schema(spec.source, spec)
-            grammar = self._matcher_class.grammar_from_json_schema(
-                json.dumps(schema.root), overrides=cast(Any, _json_options(spec))
-            )
-        else:
-            grammar = self._grammar(spec)
+        return self._make(*self._read(spec))
+
+    def _read(self, spec: GrammarSpec) -> tuple[str, NormalSchema | None]:
+        """A constraint in the library's own notation, and its schema if it is one."""
+        if spec.kind is not GrammarKind.JSON:
+            return self._grammar(spec), None
+        schema = self._read_schema(spec.source, spec)
+        options = cast(Any, _json_options(spec))
+        return self._matcher_class.grammar_from_json_schema(json.dumps(schema.root), overrides=options), schema
+
+    def _make(self, grammar: str, schema: NormalSchema | None) -> CompiledGrammar:
         template = self._make_template(grammar) if len(grammar) <= _MAX_SHALLOW else self._make_deep_template(grammar)
         if template.is_error():
             message = _plain(template.get_error())

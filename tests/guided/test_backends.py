@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from taco.guided.compiler import Compilation
 from taco.guided.protocol import CompiledGrammar, GrammarError, Matcher
 from taco.guided.selection import Backends
 from taco.guided.spec import GrammarKind, GrammarSpec
@@ -246,7 +247,7 @@ def test_what_is_beyond_numbers_and_stacks_is_refused_by_name(
     backends: Backends, schema: Any, message: str, additional_properties: bool
 ) -> None:
     with pytest.raises(GrammarError, match=message):
-        backends.choose(spec("json", schema, additional_properties=additional_properties))
+        compiled(backends, spec("json", schema, additional_properties=additional_properties), "llguidance")
 
 
 @pytest.mark.parametrize(
@@ -320,8 +321,24 @@ def test_a_library_that_panics_does_so_for_one_row(
         raise Panic("index out of bounds")
 
     monkeypatch.setattr("taco.guided.llguidance_backend.LLGuidanceBackend._make_template", fail)
-    with pytest.raises(GrammarError, match="llguidance failed on it: Panic: index out of bounds"):
-        backends.choose(spec("grammar", source))
+    wanted = spec("grammar", source)
+    if len(source) < 10_000:
+        with pytest.raises(GrammarError, match="llguidance failed on it: Panic: index out of bounds"):
+            backends.choose(wanted)
+        return
+    backend, made = backends.choose(wanted)
+    assert made is None
+    compilation = Compilation(wanted, backend)
+    compilation.run()
+    assert compilation.error == "llguidance failed on it: Panic: index out of bounds"
+
+
+def test_what_may_take_seconds_is_left_to_the_threads(backends: Backends) -> None:
+    for kind, source in (("regex", "a?" * 5001), ("choice", [f"{i:05}" for i in range(2000)])):
+        backend, made = backends.choose(spec(kind, source))
+        assert backend.name == "llguidance" and made is None
+    _, made = backends.choose(spec("json", {"enum": [f"{i:05}" for i in range(2000)]}))
+    assert made is not None
 
 
 FUNCTIONS = {

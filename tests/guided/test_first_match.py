@@ -94,5 +94,11 @@ def test_what_is_too_large_is_refused_by_name(pattern: str) -> None:
         first_match(parse_regex(pattern), pattern)
 
 
+@pytest.mark.parametrize("pattern", ["(?:|a)*", "(?:a*|b)+", "(?:a??)*", "(?:b|(?:|a)c?)*a"])
+def test_repeating_the_empty_text_before_another_one_is_refused(pattern: str) -> None:
+    with pytest.raises(GrammarError, match=re.escape(pattern)):
+        first_match(parse_regex(pattern), pattern)
+
+
 def test_results_are_of_a_reasonable_size() -> None:
     assert num_positions(first_match(parse_regex("(?:ab|a|b)*?(?:abc|c)"), "")) < 100
