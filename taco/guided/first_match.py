@@ -15,7 +15,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 
 from taco.guided.protocol import GrammarError
-from taco.guided.regex import Chars, Concat, Either, Node, Ranges, Repeat, num_positions
+from taco.guided.regex import Chars, Concat, Either, Node, Ranges, Repeat, num_positions, parts_of
 
 MAX_POSITIONS = 20_000
 MAX_VISITS = 1_000_000  # of places, while an automaton is made: about a second
@@ -67,34 +67,28 @@ def _ends_plainly(node: Node) -> bool:
     return isinstance(node, Chars)
 
 
-def _parts(node: Node) -> tuple[Node, ...]:
-    if isinstance(node, Concat):
-        return node.parts
-    if isinstance(node, Either):
-        return node.options
-    return (node.part,) if isinstance(node, Repeat) else ()
-
-
 def _prefers_nothing(node: Node) -> bool:
     """Whether the empty text may be tried before another one: by a lazy quantifier, or as an earlier alternative."""
     if isinstance(node, Repeat) and node.is_lazy:
         return True
     if isinstance(node, Either) and any(map(_may_be_empty, node.options[:-1])):
         return True
-    return any(map(_prefers_nothing, _parts(node)))
+    return any(map(_prefers_nothing, parts_of(node)))
 
 
 def _repeats_nothing(node: Node) -> bool:
     """Whether the empty text may come any number of times."""
     if isinstance(node, Repeat) and node.most is None and _may_be_empty(node.part):
         return True
-    return any(map(_repeats_nothing, _parts(node)))
+    return any(map(_repeats_nothing, parts_of(node)))
 
 
 def _may_be_empty(node: Node) -> bool:
     if isinstance(node, Repeat):
         return node.least == 0 or _may_be_empty(node.part)
-    return not isinstance(node, Chars) and (all if isinstance(node, Concat) else any)(map(_may_be_empty, _parts(node)))
+    return not isinstance(node, Chars) and (all if isinstance(node, Concat) else any)(
+        map(_may_be_empty, parts_of(node))
+    )
 
 
 class _Program:

@@ -134,6 +134,15 @@ def either(texts: Iterable[str]) -> Node:
     return options[0] if len(options) == 1 else Either(options)
 
 
+def parts_of(node: Node) -> tuple[Node, ...]:
+    """The nodes that it is made of."""
+    if isinstance(node, Concat):
+        return node.parts
+    if isinstance(node, Either):
+        return node.options
+    return (node.part,) if isinstance(node, Repeat) else ()
+
+
 def is_void(node: Node) -> bool:
     """Whether no text matches."""
     if isinstance(node, Chars):

@@ -10,7 +10,7 @@ import numpy as np
 
 from taco.guided.choices import read_choices
 from taco.guided.protocol import CompiledGrammar, GrammarError, Matcher
-from taco.guided.regex import either, num_positions, parse_regex, write_regex
+from taco.guided.regex import Chars, Node, either, num_positions, parse_regex, parts_of, write_regex
 from taco.guided.schema import read_schema
 from taco.guided.spec import GrammarKind, GrammarSpec
 from taco.guided.vocabulary import Vocabulary
@@ -41,9 +41,10 @@ class XGrammarBackend:
         self._library: Any = xgrammar
         # The library needs a token for the end, which is cleared from its masks. An id of our own would be beyond the
         # vocabulary's size, which masks have.
-        self._end_id = next((i for i, piece in enumerate(vocabulary.tokens) if not piece), -1)
-        if self._end_id < 0:
+        self._no_text = frozenset(i for i, piece in enumerate(vocabulary.tokens) if not piece)
+        if not self._no_text:
             raise GrammarError('The backend "xgrammar" needs a tokenizer with a token that is no text.')
+        self._end_id = min(self._no_text)
         tokens = xgrammar.TokenizerInfo(
             list(vocabulary.tokens), vocab_size=vocabulary.size, stop_token_ids=[self._end_id]
         )
@@ -70,7 +71,7 @@ class XGrammarBackend:
         else:
             regex = self._regex(spec)
             compiled = self._checked(lambda: compiler.compile_regex(regex))
-        grammar = _Grammar(self._library, compiled, self._end_id, self._size)
+        grammar = _Grammar(self._library, compiled, self._end_id, self._no_text, self._size)
         first = grammar.start()
         mask = np.empty((1, -(-self._size // 32)), np.int32)
         if not first.can_stop() and (self.fill_masks([first], mask)[0] is not None or not mask.any()):
@@ -110,6 +111,11 @@ class XGrammarBackend:
             node = either(read_choices(spec.source))
         else:
             raise GrammarError(f'The backend "xgrammar" has no constraints of the kind {spec.kind.value!r} here.')
+        if _has_wide_class(node):
+            raise GrammarError(
+                'The backend "xgrammar" allows tokens that it then refuses, where a regular expression has sets of '
+                "characters beyond ASCII."
+            )
         if (size := num_positions(node)) > MAX_POSITIONS:
             raise GrammarError(
                 f'The expression has {size} positions; the backend "xgrammar" compiles at most {MAX_POSITIONS}.'
@@ -117,34 +123,42 @@ class XGrammarBackend:
         return write_regex(node)
 
 
+def _has_wide_class(node: Node) -> bool:
+    if isinstance(node, Chars):
+        return node.ranges[-1][1] > 0x7F and node.ranges[0][0] != node.ranges[-1][1]
+    return any(map(_has_wide_class, parts_of(node)))
+
+
 def _json_options(spec: GrammarSpec) -> dict[str, bool]:
     return {"any_whitespace": spec.any_whitespace, "strict_mode": True}
 
 
 class _Grammar:
-    def __init__(self, library: Any, compiled: Any, end_id: int, size: int) -> None:
+    def __init__(self, library: Any, compiled: Any, end_id: int, no_text: frozenset[int], size: int) -> None:
         self._library = library
         self._compiled = compiled
         self._end_id = end_id
+        self._no_text = no_text
         self._size = size
         self.num_bytes: int = compiled.memory_size_bytes
 
     def start(self) -> Matcher:
-        return _Matcher(self._library.GrammarMatcher(self._compiled), self._end_id, self._size)
+        return _Matcher(self._library.GrammarMatcher(self._compiled), self._end_id, self._no_text, self._size)
 
 
 class _Matcher:
-    __slots__ = ("_end_id", "_last_word", "_mask", "_matcher")
+    __slots__ = ("_end_id", "_last_word", "_mask", "_matcher", "_no_text")
 
-    def __init__(self, matcher: Any, end_id: int, size: int) -> None:
+    def __init__(self, matcher: Any, end_id: int, no_text: frozenset[int], size: int) -> None:
         self._matcher = matcher
         self._end_id = end_id
+        self._no_text = no_text  # tokens, which the library would warn of
         self._mask = np.empty((1, -(-size // 32)), np.int32)
         self._last_word = np.uint32(0xFFFFFFFF >> -size % 32)  # bits of tokens
 
     def accept(self, token_ids: Sequence[int]) -> int:
         for count, token_id in enumerate(token_ids):
-            if token_id == self._end_id or not self._matcher.accept_token(token_id):
+            if token_id in self._no_text or not self._matcher.accept_token(token_id):
                 return count
         return len(token_ids)
 

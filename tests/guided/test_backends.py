@@ -78,9 +78,12 @@ def matches_regex(pattern: str) -> Callable[[str], bool]:
     return lambda text: re.fullmatch(pattern, text) is not None
 
 
-REGEXES = [r"a(bc)?", r"[^a]{1,6}", r".{3}", r"-?\d{1,3}(\.\d+)?", r"(foo|foobar|fo+)\s?x*", "é(à|日本)*", r"\w+@\w+"]
+REGEXES = [r"a(bc)?", "é(à|日本)*", "-?[0-9]{1,3}([.][0-9]+)?", "(?:[a-z]{2}[g-z]{0,3},?){1,3}"]
+# With sets beyond ASCII, which xgrammar is not exact about.
+WIDE_REGEXES = [r"[^a]{1,6}", r".{3}", r"-?\d{1,3}(\.\d+)?", r"(foo|foobar|fo+)\s?x*", r"\w+@\w+"]
 CASES: list[tuple[str, Any, list[str], Callable[[str], bool]]] = [
     *(("regex", pattern, NAMES, matches_regex(pattern)) for pattern in REGEXES),
+    *(("regex", pattern, ["llguidance", "outlines"], matches_regex(pattern)) for pattern in WIDE_REGEXES),
     ("choice", ["a", "abc", "ab c", "日本", "é"], NAMES, lambda text: text in ["a", "abc", "ab c", "日本", "é"]),
     ("json", PERSON, ["llguidance"], matches_json(PERSON)),
     ("json", PLAIN, NAMES, matches_json(PLAIN)),
@@ -185,6 +188,8 @@ def test_a_backend_hands_over_what_it_does_not_enforce(backends: Backends, caplo
     assert "llguidance instead of outlines" in record.message
     assert backends.choose(spec("grammar", ARITHMETIC, "outlines"))[0].name == "llguidance"
     assert backends.choose(spec("regex", "a", "auto"), "xgrammar")[0].name == "xgrammar"
+    for pattern in WIDE_REGEXES:
+        assert backends.choose(spec("regex", pattern, "xgrammar"))[0].name == "llguidance"
 
 
 def test_a_missing_package_is_named_and_another_one_takes_over(
