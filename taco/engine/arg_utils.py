@@ -230,9 +230,13 @@ class Number(Rule):
     exclude_minimum: bool = False
 
     def check_given(self, value: Any) -> float:
-        if not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
-            number = float(value)
-            if self.minimum <= number <= self.maximum and not (self.exclude_minimum and number == self.minimum):
+        if not isinstance(value, bool) and isinstance(value, numbers.Real):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            in_range = self.minimum <= number <= self.maximum and not (self.exclude_minimum and number == self.minimum)
+            if in_range and math.isfinite(number):
                 return number
         lower = f"above {self.minimum:g}" if self.exclude_minimum else f"of at least {self.minimum:g}"
         upper = "" if math.isinf(self.maximum) else f" and at most {self.maximum:g}"

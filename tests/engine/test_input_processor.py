@@ -325,6 +325,7 @@ def test_bad_words_become_ids_with_and_without_a_space() -> None:
         assert (spaced in found) == (len(spaced) == len(ids(text)))
     assert len(ids(" the")) == len(ids("the"))  # so the rule above has a case
     rejects(make_processor(), "no tokens", bad_words=["  "])
+    rejects(make_processor(), "tokenizer failed on .* of bad_words", bad_words=["a\ud800"])
 
 
 def test_what_does_not_exist_is_refused_by_name() -> None:
