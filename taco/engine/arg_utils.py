@@ -1316,14 +1316,18 @@ class EngineArgs:
         return source, hf_config
 
     def _token_ids(self, tokens: list[str], source: ModelSource) -> list[int]:
-        """Ids of tokens of the tokenizer."""
+        """Ids of tokens of the tokenizer, which is the one that the engine will load."""
         from taco.tokenizer.loading import load_tokenizer
 
+        revision = self.tokenizer_revision or self.revision
+        is_models_own = self.tokenizer in (None, self.model) and revision == self.revision
         tokenizer = load_tokenizer(
-            self.tokenizer or source,
+            source if is_models_own else self.tokenizer or self.model,
             tokenizer_mode=self.tokenizer_mode,
             trust_remote_code=self.trust_remote_code,
-            revision=self.tokenizer_revision,
+            revision=revision,
+            download_dir=self.download_dir,
+            hf_token=self.hf_token,
         )
         ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
         if unknown := [

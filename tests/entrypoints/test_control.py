@@ -650,6 +650,21 @@ def test_a_bad_row_keeps_all_from_the_queue(llm: LLM) -> None:
     assert llm.wait_for_completion(**QUIET) == []
 
 
+def test_an_interrupt_keeps_all_from_the_queue(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, calls = llm.llm_engine.add_processed, iter(range(9))
+
+    def interrupted(processed: Any) -> None:
+        add(processed)
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm.llm_engine, "add_processed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.enqueue(PROMPTS, GREEDY)
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert llm.wait_for_completion(**QUIET) == []
+
+
 def test_a_row_that_fails_while_it_runs_comes_back_with_its_error(llm: LLM, old_tokens: list[list[int]]) -> None:
     def fail(token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
         raise ValueError("no")
