@@ -113,6 +113,19 @@ def test_a_row_that_waits_for_its_grammar_holds_nobody_up(llm: LLM) -> None:
     assert finished[-1] == "slow" and sorted(finished) == ["fast", "free", "slow"]
 
 
+def test_a_grammar_that_takes_too_long_is_given_up_while_others_run(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = llm.llm_engine
+    monkeypatch.setattr(engine.grammars, "_compile_seconds", 0.1)
+    engine.add_request("slow", PROMPT, guided(CHOICE, [2], seconds=1.5))
+    engine.add_request("free", PROMPT, SamplingParams(max_tokens=100, ignore_eos=True))
+    ended = []
+    while not ended:
+        time.sleep(0.01)
+        ended = [output for output in engine.step() if output.finished]
+    assert ended[0].request_id == "slow" and "could not be compiled in" in ended[0].error
+    engine.abort_request("free")
+
+
 def test_a_waiting_request_can_be_aborted(llm: LLM) -> None:
     engine = llm.llm_engine
     for request_id, aborted in (("one", "one"), ("two", "two"), ("n", "n")):
