@@ -306,6 +306,8 @@ class ProfilerRule(JsonObject):
             default = fields[name].default
             if default is not dataclasses.MISSING and type(setting) is not type(default):
                 raise ValueError(f"{name} must be of type {type(default).__name__}")
+            if isinstance(setting, int) and setting < 0:
+                raise ValueError(f"{name} must be at least 0")
         return ProfilerConfig(**given)
 
 
