@@ -340,7 +340,8 @@ class SamplingParams(WithStructFields):
     Text and outputs:
         detokenize: produce text. Default True.
         skip_special_tokens: leave special tokens out of the text. Default True.
-        spaces_between_special_tokens: put spaces between special tokens that are shown. Default True.
+        spaces_between_special_tokens: put spaces between special tokens that are shown; without effect for tokenizers
+            that never have any there, as all fast ones. Default True.
         truncate_prompt_tokens: keep only the last k tokens of the prompt, >= 1. Default None = all.
         output_kind: `RequestOutputKind` of outputs before the end. Default CUMULATIVE.
         stream_interval: tokens between two such outputs, >= 1. Default None = the engine's.

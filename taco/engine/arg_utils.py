@@ -832,7 +832,9 @@ class EngineArgs:
     _api_process_rank: int = not_built(0, "several API processes")
     prefix_caching_hash_algo: str = immaterial("sha256", "the keys of the prefix cache never leave the process")
     prefix_cache_retention_interval: int | None = not_built(0, "keeping prefix cache entries for a time", also=(None,))
-    disable_cascade_attn: bool | None = immaterial(None, "attention is never split by shared prefixes")
+    disable_cascade_attn: bool | None = immaterial(
+        None, "prefixes that are read once for several rows change no bit of their results"
+    )
     offload_backend: str = immaterial("auto", NO_OFFLOAD)
     cpu_offload_params: Any = immaterial(None, NO_OFFLOAD)
     offload_group_size: int = not_built(0, "offloading weights to host memory")
@@ -910,7 +912,8 @@ class EngineArgs:
         None,
         StructuredOutputsRule(optional=True),
         "What holds for guided decoding where a request does not say otherwise: a `StructuredOutputsConfig`, or a dict "
-        "of its fields backend, disable_any_whitespace and disable_additional_properties.",
+        "of its fields backend, disable_any_whitespace, disable_additional_properties, reasoning_parser and "
+        "enable_in_reasoning.",
     )
     aux_output_config: Any = not_built(None, "auxiliary outputs")
     reasoning_parser: str = implemented(
