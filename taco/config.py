@@ -55,6 +55,7 @@ class PoolerSettings:
         dimensions: see `taco.pooling_params.PoolingParams`.
         matryoshka_dimensions: allowed `dimensions`: None for none, empty for all up to the size of the embeddings.
         embedding_size: numbers of an embedding; None where folders in `projections` decide it.
+        num_logits: numbers that a classifier or a reward model makes of a vector; None for embeddings.
         logit_mean, logit_sigma: logits become (logit - mean) / sigma before the activation.
         step_tag_id, returned_token_ids: see `PoolingParams`.
         projections: folders of the linear layers of sentence-transformers that embeddings pass through, in order.
@@ -71,6 +72,7 @@ class PoolerSettings:
     dimensions: int | None = None
     matryoshka_dimensions: tuple[int, ...] | None = None
     embedding_size: int | None = None
+    num_logits: int | None = None
     logit_mean: float | None = None
     logit_sigma: float | None = None
     step_tag_id: int | None = None

@@ -187,6 +187,8 @@ def _parse_dict(prompt: Mapping[Any, Any]) -> ParsedPrompt:
     salt = prompt.get("cache_salt")
     if salt is not None and not (isinstance(salt, str) and salt):
         raise TacoValidationError(f"cache_salt must be a non-empty string, got {salt!r}.", parameter="cache_salt")
+    if salt is not None and _lone_surrogate(salt) is not None:
+        raise TacoValidationError(f"cache_salt must be valid Unicode, got {salt!r}.", parameter="cache_salt")
     text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if text is not None:
         if not isinstance(text, str):
@@ -233,15 +235,22 @@ def _as_token_ids(token_ids: Any) -> list[int]:
     )
 
 
-def _check_text(text: str) -> None:
-    if text.isascii():  # known without reading the text
-        return
+def _lone_surrogate(text: str) -> int | None:
+    """Where half a surrogate pair stands in a text; None in valid Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def _check_text(text: str) -> None:
+    if text.isascii():  # known without reading the text
+        return
+    if (start := _lone_surrogate(text)) is not None:
         raise TacoValidationError(
-            f"prompt text has a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, so it is "
+            f"prompt text has a lone surrogate (U+{ord(text[start]):04X}) at character {start}, so it is "
             "not valid Unicode and cannot be tokenized; repair it with "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').",
             parameter="prompt",
-        ) from None
+        )

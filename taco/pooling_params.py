@@ -247,7 +247,9 @@ class PoolingParams(WithStructFields):
             self.dimensions = settings.dimensions
         if task == "token_classify":
             self.step_tag_id = settings.step_tag_id if self.step_tag_id is None else self.step_tag_id
-            if self.returned_token_ids is None and settings.returned_token_ids is not None:
+            if self.returned_token_ids is not None:
+                check_returned_token_ids(settings, self.returned_token_ids)
+            elif settings.returned_token_ids is not None:
                 self.returned_token_ids = list(settings.returned_token_ids)
 
 
@@ -284,6 +286,17 @@ def check_dimensions(settings: PoolerSettings, dimensions: int) -> None:
             f"dimensions={dimensions}: must be from 1 to {settings.embedding_size}, the size of the embeddings.",
             parameter="dimensions",
             value=dimensions,
+        )
+
+
+def check_returned_token_ids(settings: PoolerSettings, token_ids: Iterable[int]) -> None:
+    """Raises TacoValidationError if the model has no such columns."""
+    limit = settings.num_logits
+    if limit is not None and (bad := [token_id for token_id in token_ids if token_id >= limit]):
+        raise TacoValidationError(
+            f"returned_token_ids has {bad[0]}, but the model makes {limit} numbers: ids must be below that.",
+            parameter="returned_token_ids",
+            value=bad[0],
         )
 
 

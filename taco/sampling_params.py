@@ -74,7 +74,10 @@ def _as_int(name: str, value: Any) -> int:
 def _as_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise _type_error(name, "a number", value)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise TacoValidationError(f"{name} is larger than any float.", parameter=name, value=value) from None
 
 
 def _as_bool(name: str, value: Any) -> bool:
@@ -337,7 +340,8 @@ class SamplingParams(WithStructFields):
     Text and outputs:
         detokenize: produce text. Default True.
         skip_special_tokens: leave special tokens out of the text. Default True.
-        spaces_between_special_tokens: put spaces between special tokens that are shown. Default True.
+        spaces_between_special_tokens: put spaces between special tokens that are shown; without effect for tokenizers
+            that never have any there, as all fast ones. Default True.
         truncate_prompt_tokens: keep only the last k tokens of the prompt, >= 1. Default None = all.
         output_kind: `RequestOutputKind` of outputs before the end. Default CUMULATIVE.
         stream_interval: tokens between two such outputs, >= 1. Default None = the engine's.
@@ -482,8 +486,9 @@ class SamplingParams(WithStructFields):
             if type(values[name]) is not bool:
                 values[name] = _as_bool(name, values[name])
         for name in _FLOAT_FIELDS:
-            if type(values[name]) is not float and type(values[name]) is not int:
-                values[name] = _as_number(name, values[name])
+            if type(values[name]) is not float:
+                number = _as_number(name, values[name])
+                values[name] = values[name] if type(values[name]) is int else number
         for name in _INT_FIELDS:
             if type(values[name]) is not int:
                 values[name] = _as_int(name, values[name])
@@ -501,6 +506,8 @@ class SamplingParams(WithStructFields):
                 raise _type_error(name, f"a {kind.__name__}", values[name])
         if not isinstance(self.output_kind, RequestOutputKind):
             raise _type_error("output_kind", "a RequestOutputKind", self.output_kind)
+        if self.repetition_detection is not None:
+            self.repetition_detection.__post_init__()  # attributes may have been assigned since
 
         if self.seed == -1:
             self.seed = None
@@ -546,6 +553,7 @@ class SamplingParams(WithStructFields):
         if self.seed is not None:
             _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "must be in [-2**63, 2**64)")
         _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must be greater than or equal to 0")
+        _require(self.min_tokens < 2**63, "min_tokens", self.min_tokens, "must be less than 2**63")
         for name, least in _LEAST_VALUES.items():
             value = getattr(self, name)
             _require(value is None or value >= least, name, value, f"must be at least {least}")
@@ -739,7 +747,14 @@ class SamplingParams(WithStructFields):
 
         def encode(text: str) -> list[int]:
             options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-            ids: list[int] = tokenizer([text], add_special_tokens=False, **options)["input_ids"][0]
+            try:
+                ids: list[int] = tokenizer([text], add_special_tokens=False, **options)["input_ids"][0]
+            except Exception as error:  # of a foreign tokenizer
+                raise TacoValidationError(
+                    f"The tokenizer failed on {text!r:.80} of bad_words: {type(error).__name__}: {error}",
+                    parameter="bad_words",
+                    value=text,
+                ) from error
             return ids
 
         if not self.bad_words:

@@ -103,9 +103,11 @@ def test_unused_options_are_no_obstacle() -> None:
     assert parse_prompt(prompt).text == "a"
 
 
-@pytest.mark.parametrize("salt", ["", 5])
-def test_a_cache_salt_is_a_non_empty_string(salt: object) -> None:
-    with pytest.raises(TacoValidationError, match="cache_salt must be a non-empty string"):
+@pytest.mark.parametrize(
+    ("salt", "message"), [("", "a non-empty string"), (5, "a non-empty string"), ("a\ud800", "valid Unicode")]
+)
+def test_a_cache_salt_is_a_non_empty_string(salt: object, message: str) -> None:
+    with pytest.raises(TacoValidationError, match=f"cache_salt must be {message}"):
         parse_prompt({"prompt": "a", "cache_salt": salt})
 
 

@@ -298,6 +298,10 @@ def test_what_is_allowed_is_kept(fields: dict[str, Any]) -> None:
         ({"temperature": math.nan}, "temperature must be a finite number"),
         ({"temperature": math.inf}, "temperature must be a finite number"),
         ({"temperature": "hot"}, "temperature must be a number, but is of type str: hot"),
+        ({"temperature": 10**400}, "temperature is larger than any float"),
+        ({"repetition_penalty": 10**400}, "repetition_penalty is larger than any float"),
+        ({"logit_bias": {1: 10**400}}, "logit_bias is larger than any float"),
+        ({"min_tokens": 2**63, "max_tokens": None}, r"min_tokens must be less than 2\*\*63"),
         ({"temperature": None}, "temperature must be a number"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\]"),
@@ -408,6 +412,11 @@ def test_assigned_values_are_checked_by_normalise() -> None:
     params.normalise()
     assert params.stop == ["end"] and params.output_text_buffer_length == 2
     assert params.logit_bias == {1: 100.0}
+    params.repetition_detection = RepetitionDetectionParams(4, 1, 3)
+    params.repetition_detection.min_count = 0
+    with pytest.raises(TacoValidationError, match="min_count must be at least 2"):
+        params.normalise()
+    params.repetition_detection = None
     params.temperature = math.nan
     with pytest.raises(TacoValidationError, match="temperature"):
         params.normalise()

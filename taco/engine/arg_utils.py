@@ -230,9 +230,13 @@ class Number(Rule):
     exclude_minimum: bool = False
 
     def check_given(self, value: Any) -> float:
-        if not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
-            number = float(value)
-            if self.minimum <= number <= self.maximum and not (self.exclude_minimum and number == self.minimum):
+        if not isinstance(value, bool) and isinstance(value, numbers.Real):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            in_range = self.minimum <= number <= self.maximum and not (self.exclude_minimum and number == self.minimum)
+            if in_range and math.isfinite(number):
                 return number
         lower = f"above {self.minimum:g}" if self.exclude_minimum else f"of at least {self.minimum:g}"
         upper = "" if math.isinf(self.maximum) else f" and at most {self.maximum:g}"
@@ -302,6 +306,8 @@ class ProfilerRule(JsonObject):
             default = fields[name].default
             if default is not dataclasses.MISSING and type(setting) is not type(default):
                 raise ValueError(f"{name} must be of type {type(default).__name__}")
+            if isinstance(setting, int) and setting < 0:
+                raise ValueError(f"{name} must be at least 0")
         return ProfilerConfig(**given)
 
 
@@ -826,7 +832,9 @@ class EngineArgs:
     _api_process_rank: int = not_built(0, "several API processes")
     prefix_caching_hash_algo: str = immaterial("sha256", "the keys of the prefix cache never leave the process")
     prefix_cache_retention_interval: int | None = not_built(0, "keeping prefix cache entries for a time", also=(None,))
-    disable_cascade_attn: bool | None = immaterial(None, "attention is never split by shared prefixes")
+    disable_cascade_attn: bool | None = immaterial(
+        None, "prefixes that are read once for several rows change no bit of their results"
+    )
     offload_backend: str = immaterial("auto", NO_OFFLOAD)
     cpu_offload_params: Any = immaterial(None, NO_OFFLOAD)
     offload_group_size: int = not_built(0, "offloading weights to host memory")
@@ -904,7 +912,8 @@ class EngineArgs:
         None,
         StructuredOutputsRule(optional=True),
         "What holds for guided decoding where a request does not say otherwise: a `StructuredOutputsConfig`, or a dict "
-        "of its fields backend, disable_any_whitespace and disable_additional_properties.",
+        "of its fields backend, disable_any_whitespace, disable_additional_properties, reasoning_parser and "
+        "enable_in_reasoning.",
     )
     aux_output_config: Any = not_built(None, "auxiliary outputs")
     reasoning_parser: str = implemented(
@@ -1312,14 +1321,18 @@ class EngineArgs:
         return source, hf_config
 
     def _token_ids(self, tokens: list[str], source: ModelSource) -> list[int]:
-        """Ids of tokens of the tokenizer."""
+        """Ids of tokens of the tokenizer, which is the one that the engine will load."""
         from taco.tokenizer.loading import load_tokenizer
 
+        revision = self.tokenizer_revision or self.revision
+        is_models_own = self.tokenizer in (None, self.model) and revision == self.revision
         tokenizer = load_tokenizer(
-            self.tokenizer or source,
+            source if is_models_own else self.tokenizer or self.model,
             tokenizer_mode=self.tokenizer_mode,
             trust_remote_code=self.trust_remote_code,
-            revision=self.tokenizer_revision,
+            revision=revision,
+            download_dir=self.download_dir,
+            hf_token=self.hf_token,
         )
         ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
         if unknown := [

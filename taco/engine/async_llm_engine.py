@@ -557,7 +557,7 @@ class AsyncLLMEngine:
         return False
 
     def get_tokenizer(self, lora_request: object = None) -> Any:
-        """The tokenizer; in vLLM 0.6, whose behaviour is the default, it has to be awaited."""
+        """The tokenizer, whatever the adapter; in vLLM 0.6, whose behaviour is the default, it has to be awaited."""
         engine = self._thread.engine
         tokenizer = engine.get_tokenizer()
         return _as_awaitable(tokenizer) if engine.config.behaviour.tokenizer_is_awaited else tokenizer

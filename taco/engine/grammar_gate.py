@@ -48,6 +48,7 @@ class GrammarGate:
         Returns:
             Those that may start, and updates that end those whose grammar could not be compiled.
         """
+        self._grammars.wait(0)  # gives up those that take too long
         started, failed = [], []
         for request_id, (processed, compilation) in list(self._waiting.items()):
             if not compilation.is_done:

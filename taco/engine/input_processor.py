@@ -194,7 +194,6 @@ class InputProcessor:
         priority: int = 0,
         lora_request: object = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
-        add_special_tokens: bool = True,
     ) -> ProcessedRequest:
         """Makes one request.
 
@@ -206,7 +205,6 @@ class InputProcessor:
             priority: smaller runs earlier under the "priority" policy.
             lora_request: must be None in this version.
             tokenization_kwargs: see `tokenize_options`.
-            add_special_tokens: let the tokenizer add its start token to a text.
 
         Raises:
             TacoValidationError: prompt or parameters are wrong.
@@ -219,7 +217,6 @@ class InputProcessor:
             lora_requests=[lora_request],
             arrival_time=arrival_time,
             tokenization_kwargs=tokenization_kwargs,
-            add_special_tokens=add_special_tokens,
         )
         if isinstance(processed, TacoValidationError):
             raise processed
@@ -235,7 +232,6 @@ class InputProcessor:
         lora_requests: Sequence[object] | None = None,
         arrival_time: float | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
-        add_special_tokens: bool = True,
         output_kind: RequestOutputKind | None = None,
     ) -> list[ProcessedRequest | TacoValidationError]:
         """`process` for many rows, tokenized together; a wrong row yields its error and does not touch the others.
@@ -248,7 +244,7 @@ class InputProcessor:
         params = [default if row is None else row for row in params]
         priorities = [0] * len(prompts) if priorities is None else priorities
         lora_requests = [None] * len(prompts) if lora_requests is None else lora_requests
-        options = self.tokenize_options(tokenization_kwargs, add_special_tokens)
+        options = self.tokenize_options(tokenization_kwargs)
         prepared = self.prepare_batch(
             prompts, params, cache, options, priorities=priorities, lora_requests=lora_requests, output_kind=output_kind
         )

@@ -256,7 +256,12 @@ class LLMEngine(EngineControl):
         """Enters a request that the input processor has made."""
         self._alive()
         self.output_processor.add(processed)
-        if not self._grammar_gate.holds(processed):
+        try:
+            waits = self._grammar_gate.holds(processed)
+        except BaseException:
+            self.output_processor.abort(processed.request_id)
+            raise
+        if not waits:
             self._start_request(processed)
 
     def _start_request(self, processed: ProcessedRequest) -> None:

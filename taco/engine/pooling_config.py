@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from taco.config import PoolerSettings
 from taco.errors import TacoValidationError
-from taco.pooling_params import PoolerConfig, check_dimensions
+from taco.pooling_params import PoolerConfig, check_dimensions, check_returned_token_ids
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -151,8 +151,12 @@ def resolve_pooler(
         else:
             use_activation = task != "reward" or is_process_reward_model
     projections = files.projections if files is not None and embeds else ()
-    size = None
-    if embeds and not projections:
+    size = num_logits = None
+    if not embeds:
+        # A language model without a head for rewards makes the logits of all tokens.
+        is_headless = task == "reward" and architecture.use != "reward"
+        num_logits = hf_config.vocab_size if is_headless else getattr(hf_config, "num_labels", None)
+    elif not projections:
         size = int(getattr(hf_config, "word_embed_proj_dim", hf_config.hidden_size))  # OPT
     matryoshka_dimensions = getattr(hf_config, "matryoshka_dimensions", None)
     if matryoshka_dimensions is None and getattr(hf_config, "is_matryoshka", False):
@@ -166,6 +170,7 @@ def resolve_pooler(
         dimensions=given.dimensions,
         matryoshka_dimensions=None if matryoshka_dimensions is None else tuple(matryoshka_dimensions),
         embedding_size=size,
+        num_logits=num_logits,
         logit_mean=given.logit_mean,
         logit_sigma=given.logit_sigma,
         step_tag_id=given.step_tag_id,
@@ -177,6 +182,8 @@ def resolve_pooler(
     )
     if given.dimensions is not None:
         check_dimensions(settings, given.dimensions)
+    if given.returned_token_ids is not None:
+        check_returned_token_ids(settings, given.returned_token_ids)
     return settings
 
 

@@ -86,6 +86,7 @@ def engine_params(params: object, config: TacoConfig) -> SamplingParams:
             parameter="params",
             value=params,
         )
+    params.__post_init__()  # attributes may have been assigned since
     sampling_params = SamplingParams(
         temperature=params.temperature,
         max_tokens=params.max_tokens,

@@ -283,6 +283,12 @@ class ChatRenderer:
         if "content" in new:
             new["content"] = self._content(new["content"])
         if "tool_calls" in new:
+            if isinstance(new["tool_calls"], (str, Mapping)) or not isinstance(new["tool_calls"], Iterable):
+                raise TacoValidationError(
+                    f"The tool_calls of a message must be a list, got {new['tool_calls']!r:.200}.",
+                    parameter="messages",
+                    value=message,
+                )
             new["tool_calls"] = [self._tool_call(call, message) for call in new["tool_calls"]]
         return new
 
@@ -315,7 +321,7 @@ class ChatRenderer:
             return call
         try:
             decoded = json.loads(arguments) if arguments.strip() else {}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             problem = f"The arguments of a tool call are not valid JSON ({error}): {arguments!r:.200}"
             if not self._behaviour.drops_malformed_tool_arguments:
                 raise TacoValidationError(f"{problem}.", parameter="messages", value=arguments) from error
@@ -387,7 +393,7 @@ def _part_text(part: object) -> str:
             parameter="messages",
             value=kind,
         )
-    if kind not in _TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         raise UnknownPartTypeError(
             f"Unknown part type: {kind!r} (Unsupported chat content part type: {kind!r}); known are "
             f"{list(_TEXT_PARTS)}.",

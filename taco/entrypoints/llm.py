@@ -819,10 +819,14 @@ class _Batch:
         """Adds all rows to the engine, whatever their number, and returns the ids of their requests in order."""
         first_id = self._request_counter.counter
         request_ids = [f"{first_id + index}-{uuid.uuid4().hex[:8]}" for index in range(num_rows)]
-        for index, _, row in rows:
-            next(self._request_counter)
-            assert not isinstance(row, TacoValidationError)
-            self._engine.add_processed(self._build(request_ids[index], index, row))
+        try:
+            for index, _, row in rows:
+                next(self._request_counter)
+                assert not isinstance(row, TacoValidationError)
+                self._engine.add_processed(self._build(request_ids[index], index, row))
+        except BaseException:
+            self._engine.abort_request(request_ids)
+            raise
         return request_ids
 
     def _add(

@@ -201,8 +201,8 @@ class GrammarCompiler:
                 self._changed.notify_all()
 
     def _start_thread(self) -> None:
-        self._num_threads += 1
         threading.Thread(target=self._work, name="taco-grammars", daemon=True).start()
+        self._num_threads += 1
 
     def _work(self) -> None:
         while True:

@@ -111,12 +111,11 @@ class Vocabulary:
         return max(map(len, self.tokens))
 
 
-def make_vocabulary(tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int] | None = None) -> Vocabulary:
+def make_vocabulary(tokenizer: Any, vocab_size: int) -> Vocabulary:
     """The vocabulary of a Hugging Face tokenizer, or of one of mistral-common.
 
     Args:
         vocab_size: number of the model's logits; ids from the tokenizer's own size on are padding.
-        eos_token_ids: tokens that end an output of the model; None for the tokenizer's.
 
     Raises:
         GrammarError: the tokens have no bytes of their own, so that no mask can be made.
@@ -138,9 +137,7 @@ def make_vocabulary(tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int
             'not, as they read differently after different neighbours. Use the fast tokenizer (tokenizer_mode="auto"), '
             "or run without a constraint."
         )
-    if eos_token_ids is None:
-        eos = getattr(tokenizer, "eos_token_id", None)
-        eos_token_ids = [] if eos is None else [eos]
+    eos_token_id = getattr(tokenizer, "eos_token_id", None)
     for name in ("unk", "pad", "bos", "eos"):
         token_id = getattr(tokenizer, f"{name}_token_id", None)
         if token_id is not None:
@@ -148,7 +145,7 @@ def make_vocabulary(tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int
     return Vocabulary(
         tokens,
         {token_id: text for token_id, text in special.items() if token_id < vocab_size},
-        [token_id for token_id in eos_token_ids if token_id < vocab_size],
+        [] if eos_token_id is None or eos_token_id >= vocab_size else [eos_token_id],
         _encoder(tokenizer),
     )
 

@@ -56,8 +56,7 @@ class XGrammarBackend:
             self._checked(lambda: self._library.Grammar.from_ebnf(spec.source))
         elif spec.kind is GrammarKind.JSON:
             schema = self._schema(spec)
-            options = {"any_whitespace": spec.any_whitespace, "strict_mode": True}
-            self._checked(lambda: self._library.Grammar.from_json_schema(schema, **options))
+            self._checked(lambda: self._library.Grammar.from_json_schema(schema, **_json_options(spec)))
         else:
             self._regex(spec)
 

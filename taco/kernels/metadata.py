@@ -13,12 +13,11 @@ class Workspace:
     """Scratch memory that is reused by every layer and step, so that no transient is allocated twice.
 
     A fresh allocation of some megabytes costs more in page faults on a CPU than the work done in it. Buffers are keyed
-    by name and only ever grow; each user keeps its requests under `budget_bytes`.
+    by name and only ever grow.
     """
 
-    def __init__(self, device: torch.device | str, budget_bytes: int = 16 << 20) -> None:
+    def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.budget_bytes = budget_bytes
         self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

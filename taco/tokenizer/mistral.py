@@ -6,7 +6,6 @@ a text spells out are encoded as ordinary text, and there is no chat template.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any
 from transformers.tokenization_mistral_common import MistralCommonBackend
 
 from taco.errors import TacoValidationError
-
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+from taco.token_bytes import sentencepiece_bytes
 
 
 def load_mistral_tokenizer(path: str, **options: Any) -> MistralTokenizer:
@@ -122,7 +120,4 @@ class ByteVocabulary:
         if not self._is_sentencepiece:
             piece: bytes = self._tokens.id_to_byte_piece(token_id)
             return piece
-        text: str = self._tokens.id_to_piece(token_id)
-        if match := _BYTE_PIECE.fullmatch(text):
-            return bytes([int(match[1], 16)])
-        return text.replace("\u2581", " ").encode()
+        return sentencepiece_bytes(self._tokens.id_to_piece(token_id))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from taco.config import ProfilerConfig
-from taco.errors import ProfilerAlreadyActiveError
+from taco.errors import ProfilerAlreadyActiveError, TacoValidationError
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,13 @@ class TorchProfiler:
 
         Raises:
             ProfilerAlreadyActiveError: it is active.
+            TacoValidationError: a number of steps is negative.
         """
         if self.is_active:
             raise ProfilerAlreadyActiveError("The profiler is active already; call stop_profile() first.")
+        for name, number in (("delay_iterations", delay_iterations), ("max_iterations", max_iterations)):
+            if number is not None and number < 0:
+                raise TacoValidationError(f"{name} must be at least 0, got {number}.", parameter=name, value=number)
         config = self._config
         self._prefix = prefix or "taco"
         self._num_steps_to_wait = config.delay_iterations if delay_iterations is None else delay_iterations

@@ -419,6 +419,7 @@ def test_no_implemented_field_is_ignored(name: str, loader: FakeLoader) -> None:
         ("gpu_memory_utilization", float("nan"), "must be a number"),
         ("swap_space", -1, "must be a number of at least 0"),
         ("swap_space", True, "must be a number"),
+        ("swap_space", 10**400, "must be a number"),
         ("enforce_eager", 1, "must be True or False"),
         ("model", "", "must be a text"),
         ("model", None, "must be a text"),

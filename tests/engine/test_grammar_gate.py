@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,34 @@ def test_a_row_that_waits_for_its_grammar_holds_nobody_up(llm: LLM) -> None:
         finished += [output.request_id for output in engine.step() if output.finished]
         assert time.monotonic() < started + 60
     assert finished[-1] == "slow" and sorted(finished) == ["fast", "free", "slow"]
+
+
+def test_a_grammar_that_takes_too_long_is_given_up_while_others_run(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = llm.llm_engine
+    monkeypatch.setattr(engine.grammars, "_compile_seconds", 0.1)
+    engine.add_request("slow", PROMPT, guided(CHOICE, [2], seconds=1.5))
+    engine.add_request("free", PROMPT, SamplingParams(max_tokens=100, ignore_eos=True))
+    ended = []
+    while not ended:
+        time.sleep(0.01)
+        ended = [output for output in engine.step() if output.finished]
+    assert ended[0].request_id == "slow" and "could not be compiled in" in ended[0].error
+    engine.abort_request("free")
+
+
+def test_without_a_thread_for_its_grammar_a_request_does_not_enter(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    engine = llm.llm_engine
+    params = guided(CHOICE, [2], seconds=0.01, max_tokens=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            llm.generate([PROMPT], params, **QUIET)
+    assert not engine.has_unfinished_requests()
+    [output] = llm.generate([PROMPT], params, **QUIET)
+    assert follows(CHOICE, [2], tokens(output))
 
 
 def test_a_waiting_request_can_be_aborted(llm: LLM) -> None:

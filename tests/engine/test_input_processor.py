@@ -45,7 +45,7 @@ def test_text_is_tokenized_with_special_tokens_and_token_ids_are_taken_as_they_a
     tokens = process(processor, {"prompt_token_ids": ids, "prompt": "hello", "cache_salt": "s"})
     assert tokens.prompt_token_ids == ids and tokens.prompt is None
     assert tokens.children[0].cache_salt == "s"
-    without = processor.process("8", "hello", SamplingParams(), add_special_tokens=False)
+    without = processor.process("8", "hello", SamplingParams(), tokenization_kwargs={"add_special_tokens": False})
     assert without.prompt_token_ids == ids
 
 
@@ -325,6 +325,7 @@ def test_bad_words_become_ids_with_and_without_a_space() -> None:
         assert (spaced in found) == (len(spaced) == len(ids(text)))
     assert len(ids(" the")) == len(ids("the"))  # so the rule above has a case
     rejects(make_processor(), "no tokens", bad_words=["  "])
+    rejects(make_processor(), "tokenizer failed on .* of bad_words", bad_words=["a\ud800"])
 
 
 def test_what_does_not_exist_is_refused_by_name() -> None:

@@ -19,6 +19,7 @@ from taco.tokenizer.group import TokenizerGroup
 from taco.usage_context import UsageContext
 from tests.entrypoints.conftest import tiny_llama_path  # noqa: F401
 from tests.fake_engine import make_config
+from tests.tiny_tokenizers import byte_level_tokenizer
 
 SOURCE = ModelSource("hf", "/models/model")
 
@@ -51,6 +52,43 @@ def test_the_tokenizer_is_the_models_own_unless_another_one_or_revision_is_asked
     [(source, options)] = calls
     assert source == expected
     assert (options["revision"], options["download_dir"], options["hf_token"]) == (tokenizer_revision, "/d", "secret")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "tokenizer_revision", "expected", "revision"),
+    [
+        (None, None, SOURCE, "v1"),
+        ("org/model", "v1", SOURCE, "v1"),
+        (None, "v2", "org/model", "v2"),
+        ("org/tokenizer", None, "org/tokenizer", "v1"),
+    ],
+)
+def test_tokens_that_are_classes_are_looked_up_in_that_tokenizer(
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: str | None,
+    tokenizer_revision: str | None,
+    expected: object,
+    revision: str,
+) -> None:
+    calls: list[tuple[object, dict[str, Any]]] = []
+
+    def load(source: object, **options: Any) -> Any:
+        calls.append((source, options))
+        return byte_level_tokenizer()
+
+    monkeypatch.setattr(loading, "load_tokenizer", load)
+    args = EngineArgs(
+        model="org/model",
+        revision="v1",
+        tokenizer=tokenizer,
+        tokenizer_revision=tokenizer_revision,
+        hf_token="secret",
+        download_dir="/d",
+    )
+    assert args._token_ids(["a"], SOURCE) == byte_level_tokenizer().convert_tokens_to_ids(["a"])
+    [(source, options)] = calls
+    assert source == expected
+    assert (options["revision"], options["download_dir"], options["hf_token"]) == (revision, "/d", "secret")
 
 
 def test_outputs_are_checked_where_that_is_switched_on() -> None:

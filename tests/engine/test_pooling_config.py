@@ -141,6 +141,21 @@ def test_rewards_are_raw_but_those_of_steps() -> None:
     assert steps.use_activation and steps.pooling_type == "STEP"
 
 
+def test_columns_must_be_there() -> None:
+    given = PoolerConfig(returned_token_ids=[1, 5])
+    for hf_config, num_logits in (
+        (config("Qwen2ForRewardModel", num_labels=5), 5),
+        (config("BertForTokenClassification", num_labels=5), 5),
+        (config("LlamaForCausalLM", vocab_size=5, num_labels=9), 5),
+    ):
+        task = "classify" if "Bert" in hf_config.architectures[0] else "reward"
+        assert settings_of(hf_config, task).num_logits == num_logits
+        with pytest.raises(TacoValidationError, match="returned_token_ids has 5, but the model makes 5 numbers"):
+            settings_of(hf_config, task, given)
+    assert settings_of(config("LlamaForCausalLM", vocab_size=6), "reward", given).returned_token_ids == (1, 5)
+    assert settings_of(config("BertModel"), "embed").num_logits is None
+
+
 def test_the_default_task_of_a_request_can_be_chosen() -> None:
     settings = settings_of(config("BertModel"), "embed", PoolerConfig(task="token_embed"))
     assert settings.tasks == ("token_embed", "embed") and settings.pooling_type == "ALL"

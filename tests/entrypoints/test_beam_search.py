@@ -353,6 +353,13 @@ def test_a_prompt_that_does_not_fit(preset: tuple[str, LLM]) -> None:
         assert [len(output.sequences) for output in llm.beam_search(prompts, BeamSearchParams(2, 3))] == [0, 2]
 
 
+def test_values_assigned_later_are_checked(preset: tuple[str, LLM]) -> None:
+    params = BeamSearchParams(2, 4)
+    params.beam_width = 0
+    with pytest.raises(TacoValidationError, match="beam_width must be at least 1"):
+        preset[1].beam_search([[5]], params)
+
+
 @pytest.mark.parametrize(
     ("prompts", "params", "options", "message"),
     [

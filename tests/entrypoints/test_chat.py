@@ -202,6 +202,9 @@ def test_media_are_refused_by_name(part: dict[str, Any]) -> None:
         ([{"role": "user", "content": 3}], "content of a message must be"),
         ([{"role": "user", "content": [3]}], "part of a message's content"),
         ([{"role": "user", "content": [{"type": "hologram"}]}], "Unknown part type: 'hologram'"),
+        ([{"role": "user", "content": [{"type": ["text"], "text": "x"}]}], r"Unknown part type: \['text'\]"),
+        ([{"role": "assistant", "tool_calls": 5}], "tool_calls of a message must be a list, got 5"),
+        ([{"role": "assistant", "tool_calls": {"id": "x"}}], "tool_calls of a message must be a list"),
         ([{"role": "user", "content": [{"type": "text"}]}], 'needs a string under "text"'),
     ],
 )
@@ -247,8 +250,9 @@ def test_arguments_of_tool_calls_are_decoded() -> None:
 
 
 def test_malformed_arguments_are_an_error_in_06_and_empty_in_033(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(TacoValidationError, match="not valid JSON"):
-        render(tool_call("{x"))
+    for arguments in ("{x", "[" * 100_000):
+        with pytest.raises(TacoValidationError, match="not valid JSON"):
+            render(tool_call(arguments))
     show = "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
     assert render(tool_call("{x"), show, behaviour=V0_33) == "{}"
     assert "not valid JSON" in caplog.text and "{x" in caplog.text and "'assistant'" in caplog.text

@@ -421,6 +421,22 @@ def test_a_failed_run_leaves_the_output_as_it_was(echo: list[EchoLLM], tmp_path:
     assert len(echo) == 1
 
 
+def test_text_that_is_not_valid_unicode_does_not_cost_the_results(echo: list[EchoLLM], tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": "a", "note": "\ud800"}, {"prompt": "é"}]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["generate", "--model", "m", "--input", str(source), "--output", str(target)]) == 0
+    lines = target.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["outputs"][0]["text"] for line in lines] == ["A", "É"]
+    assert "\\ud800" in lines[0] and '"prompt": "é"' in lines[1]
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "a", "n": ' + "1" * 5000 + "}", "[" * 100_000])
+def test_lines_that_python_cannot_read_are_named(line: str) -> None:
+    with pytest.raises(TacoValidationError, match="(?s)line 7: not JSON"):
+        generate.parse_jsonl("x", [(7, line)])
+
+
 def test_a_pipe_is_written_and_not_replaced(echo: list[EchoLLM], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -485,6 +501,15 @@ def test_rejected_message_is_forgotten(conversation: chat.Conversation) -> None:
 
 def test_length_limit_is_mentioned(conversation: chat.Conversation) -> None:
     assert "length limit" in conversation.ask("a$", lambda text: None)
+
+
+def test_an_answer_that_failed_says_why(conversation: chat.Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = request_output("0", "", "error")
+    failed.error = "the logits are not finite"
+    engine = conversation.llm.llm_engine
+    monkeypatch.setattr(engine, "step", lambda: engine.pending.clear() or [failed])  # type: ignore[attr-defined]
+    assert conversation.ask("hi", lambda text: None) == "failed: the logits are not finite"
+    assert conversation.messages == []
 
 
 def test_commands_change_the_conversation(conversation: chat.Conversation, capsys: pytest.CaptureFixture[str]) -> None:

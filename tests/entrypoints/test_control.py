@@ -474,6 +474,8 @@ def test_a_profile_may_begin_late_and_end_early(
             counts.append(sum(event["name"] == "aten::cos" for event in trace["traceEvents"]))
             newest.unlink()
         assert counts[0] > counts[1] > counts[2] > 0
+        with pytest.raises(TacoValidationError, match="delay_iterations must be at least 0"):
+            llm.start_profile(delay_iterations=-1)
         llm.start_profile(delay_iterations=1000)
         generate(llm)
         llm.stop_profile()
@@ -488,6 +490,7 @@ def test_a_profile_may_begin_late_and_end_early(
         ({"torch_profiler_dir": "x", "profiler": "cuda"}, "profiler='cuda' is not supported"),
         ({"torch_profiler_dir": "x", "speed": 1}, "speed=1 is not supported"),
         ({"torch_profiler_dir": "x", "delay_iterations": True}, "delay_iterations must be of type int"),
+        ({"torch_profiler_dir": "x", "max_iterations": -1}, "max_iterations must be at least 0"),
     ],
 )
 def test_wrong_profiler_configs(make: Make, config: dict[str, Any], message: str) -> None:
@@ -647,6 +650,21 @@ def test_conversations_are_enqueued(llm: LLM) -> None:
 def test_a_bad_row_keeps_all_from_the_queue(llm: LLM) -> None:
     with pytest.raises(TacoValidationError, match="row 1"):
         llm.enqueue([PROMPTS[0], [], PROMPTS[1]], GREEDY)
+    assert llm.wait_for_completion(**QUIET) == []
+
+
+def test_an_interrupt_keeps_all_from_the_queue(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, calls = llm.llm_engine.add_processed, iter(range(9))
+
+    def interrupted(processed: Any) -> None:
+        add(processed)
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm.llm_engine, "add_processed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.enqueue(PROMPTS, GREEDY)
+    assert not llm.llm_engine.has_unfinished_requests()
     assert llm.wait_for_completion(**QUIET) == []
 
 

@@ -405,6 +405,10 @@ def test_steps_of_process_reward_models(tmp_path: Path, make_llm: MakeLLM) -> No
     params = PoolingParams(returned_token_ids=[1], step_tag_id=4, use_activation=False)
     (output,) = quiet(llm.reward, [prompt], pooling_params=params)
     close(output.outputs.data, second(F.relu(first(hidden_states(model, prompt)[[1, 9, 10, 11]])))[:, 1:])
+    both = [params, PoolingParams(returned_token_ids=[1, 2])]
+    good, bad = quiet(llm.reward, [prompt, prompt], pooling_params=both, on_error="return")
+    close(good.outputs.data, output.outputs.data)
+    assert "returned_token_ids has 2, but the model makes 2 numbers" in bad.error
 
 
 @torch.no_grad()

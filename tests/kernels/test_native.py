@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -24,6 +26,13 @@ def run(code: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, timeout=120
     )
+
+
+def test_the_library_is_there_where_there_is_a_compiler() -> None:
+    """Sources that do not compile do not stop the installation, and without the library its tests are skipped."""
+    if sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("gcc"):
+        reason = native.why_missing()
+        assert reason is None or reason.startswith(("TACO_NATIVE_KERNELS=0", "the processor"))
 
 
 def test_the_library_can_be_switched_off() -> None:

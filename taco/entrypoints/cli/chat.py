@@ -181,6 +181,8 @@ class Conversation:
                         completion = output.outputs[0]
                         pieces.append(completion.text)
                         write(completion.text)
+                        if output.error is not None:
+                            note = f"failed: {output.error}"
                         if completion.finish_reason == "length":
                             note = "stopped at the length limit: --max-tokens, or the model's context (then /reset)"
                     if interrupted.is_set():

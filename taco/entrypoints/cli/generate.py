@@ -187,6 +187,9 @@ def parse_jsonl(name: str, lines: Iterable[tuple[int, str]]) -> list[Row]:
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
             continue
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and deep nesting
+            problems.append(f"line {number}: not JSON that can be read ({error})")
+            continue
         if not isinstance(row, dict):
             problems.append(f"line {number}: {type(row).__name__} instead of an object")
         elif sum(key in row for key in INPUT_KEYS) != 1:
@@ -206,7 +209,13 @@ def parse_jsonl(name: str, lines: Iterable[tuple[int, str]]) -> list[Row]:
 def write_rows(file: TextIO, rows: list[Row], outputs: list[RequestOutput]) -> None:
     """One JSON object a line, in the order of the input."""
     for index, (row, output) in enumerate(zip(rows, outputs, strict=True)):
-        file.write(json.dumps(result_row(index, row, output), ensure_ascii=False) + "\n")
+        result = result_row(index, row, output)
+        line = json.dumps(result, ensure_ascii=False)
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # halves of surrogate pairs, which a bad row or a key that is copied may have
+            line = json.dumps(result)
+        file.write(line + "\n")
 
 
 def result_row(index: int, row: Row, output: RequestOutput) -> Row:

@@ -113,8 +113,6 @@ def target_of(param: torch.Tensor, entry: WeightEntry) -> torch.Tensor:
 
 def _size(entry: WeightEntry) -> int:
     assert entry.dim is not None
-    if entry.size is not None:
-        return entry.size
     return (entry.shape[::-1] if entry.transpose else entry.shape)[entry.dim]
 
 

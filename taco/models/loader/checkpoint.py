@@ -62,9 +62,8 @@ class WeightEntry:
         name: name in the checkpoint.
         shape: shape in the checkpoint.
         param: dotted name of the parameter in the model (`model.get_parameter(param)`).
-        dim: if given, the tensor fills `param.narrow(dim, offset, size)`, else all of the parameter.
+        dim: if given, the (transposed) tensor fills as much of the parameter along this dimension as it has, else all.
         offset: first index along `dim`.
-        size: number of indices along `dim`; by default what the (transposed) tensor has.
         transpose: the two dimensions are swapped first (the Conv1D of GPT-2).
         add: added in float32, before the cast to the dtype of the model.
         optional: may be missing; its place is then filled with zeros.
@@ -76,7 +75,6 @@ class WeightEntry:
     param: str
     dim: int | None = None
     offset: int = 0
-    size: int | None = None
     transpose: bool = False
     add: float = 0.0
     optional: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from taco.errors import TacoValidationError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 LOAD_FORMATS = ("auto", "safetensors", "pt", "gguf", "dummy")
 
@@ -137,6 +140,7 @@ def _download(
         GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -165,9 +169,13 @@ def _download(
         raise fail("it does not exist (or needs hf_token)", error, other_ways) from error
     except Exception as error:  # no network: the classes of the errors depend on the version of huggingface_hub
         try:
-            return Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True))
+            cached = snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True)
         except LocalEntryNotFoundError:
             raise fail("it is not in the cache and cannot be downloaded", error, other_ways) from error
+        if not isinstance(error, OfflineModeIsEnabled):
+            reason = type(error).__name__
+            logger.warning("The Hugging Face Hub cannot be asked (%s): %s is what the cache has of it.", reason, model)
+        return Path(cached)
 
     names = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignore_patterns)]
     wanted = [name for name in names if any(_matches(name, pattern) for pattern in _SMALL_FILES)]

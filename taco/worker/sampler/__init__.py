@@ -13,6 +13,7 @@
 | `random.py`, `draw.py` | stateless random numbers, the draw, and traces in its place |
 | `watermark.py` | the draw of marked rows |
 | `logprobs.py` | log-probabilities |
+| `candidates.py` | the most likely tokens of rows whose next token the host chooses |
 """
 
 from __future__ import annotations

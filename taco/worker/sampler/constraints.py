@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from taco.plan import NewRow
+from taco.sampling_params import MAX_LOGIT_BIAS
 from taco.worker.sampler.feature import Feature, Selection
 from taco.worker.sampler.tables import RaggedRows
 from taco.worker.transfer import to_device
-
-MAX_LOGIT_BIAS = 100.0
 
 
 class _TokenTable(Feature):

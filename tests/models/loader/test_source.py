@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from transformers import AutoConfig, Gemma3Config, LlamaConfig, PretrainedConfig
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
@@ -134,12 +134,19 @@ def test_ignore_patterns_exclude_files(monkeypatch: pytest.MonkeyPatch, folder: 
     assert "pytorch_model.bin" in hub.downloads[0]["allow_patterns"]
 
 
-def test_without_network_the_cache_is_used(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_without_network_the_cache_is_used_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     hub = FakeHub(monkeypatch, folder, ConnectionError("no route to host"))
     with pytest.raises(TacoValidationError, match="cannot be downloaded: no route to host. Check the name .*`taco"):
         resolve_model("owner/name")
     hub.cached = folder
     assert resolve_model("owner/name") == ModelSource("hf", str(folder))
+    assert "cannot be asked (ConnectionError): owner/name is what the cache has" in caplog.text
+    caplog.clear()
+    FakeHub(monkeypatch, folder, OfflineModeIsEnabled("HF_HUB_OFFLINE")).cached = folder
+    assert resolve_model("owner/name") == ModelSource("hf", str(folder))
+    assert not caplog.text, "that was asked for"
 
 
 def test_a_hub_model_that_does_not_exist_or_has_no_weights_is_reported(

@@ -1,4 +1,4 @@
-/* Types shared by the native CPU kernels and their callers (see ../library.py, which mirrors the structures). */
+/* Types shared by the native CPU kernels and their callers (see ../__init__.py, which mirrors the structures). */
 #ifndef TACO_KERNELS_H
 #define TACO_KERNELS_H
 
@@ -58,7 +58,7 @@ typedef struct {
 
 /* Scratch memory of a decoder layer. */
 typedef struct {
-    void *normed;    /* [chunk, max(hidden_size, num_heads * head_dim)] */
+    void *normed;    /* [chunk, hidden_size] */
     void *heads;     /* [num_tokens, num_heads + 2 num_kv_heads, head_dim] */
     void *attended;  /* [num_tokens, num_heads, head_dim] */
     void *gate_up;   /* [chunk, 2 intermediate_size] */
