@@ -28,7 +28,7 @@ _FULL_VERSIONS = {"0.6": "0.6.6.post1", "0.33": "0.33.0"}  # what `vllm.__versio
 
 _SAMPLING = {
     "taco.sampling_params": "SamplingParams BeamSearchParams RequestOutputKind SamplingType GuidedDecodingParams "
-    "StructuredOutputsParams RepetitionDetectionParams"
+    "StructuredOutputsParams RepetitionDetectionParams MAX_LOGPROB_TOKEN_IDS"
 }
 _OUTPUTS = {
     "taco.outputs": "RequestOutput CompletionOutput PoolingRequestOutput PoolingOutput EmbeddingRequestOutput "
@@ -156,7 +156,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.usage.usage_lib": {"taco.usage_context": "UsageContext"},
     "vllm.utils": {
         **_COUNTER,
-        "taco.entrypoints.vllm_functions": "FlexibleArgumentParser get_ip get_open_port",
+        "taco.entrypoints.vllm_functions": "FlexibleArgumentParser get_ip get_open_port random_uuid",
     },
     "vllm.utils.argparse_utils": _ARGUMENT_PARSER,
     "vllm.utils.counter": _COUNTER,
