@@ -253,18 +253,22 @@ class RepetitionDetectionParams:
 
 
 def _suggests_names(cls: type[T]) -> type[T]:
-    """Makes the constructor of a dataclass answer unknown names with known ones; its signature stays."""
-    init: Callable[..., None] = cls.__init__
+    """Makes the constructor of a dataclass answer unknown names with known ones.
+
+    The check is in `__new__`, as programs read the names from `__init__`, some of them from its code.
+    """
+    init = cls.__init__
     known = list(inspect.signature(init).parameters)[1:]
     public = [name for name in known if not name.startswith("_")]
 
     @functools.wraps(init)
-    def checked_init(self: T, *args: Any, **kwargs: Any) -> None:
-        if unknown := [name for name in kwargs if name not in known]:
+    def checked_new(made: type[T], *args: Any, **kwargs: Any) -> T:
+        unknown = [name for name in kwargs if name not in known]
+        if unknown and made.__init__ is init:  # a subclass may have names of its own
             raise ParameterTypeError(unknown_arguments(cls.__name__, unknown, public), parameter=unknown[0])
-        init(self, *args, **kwargs)
+        return object.__new__(made)
 
-    cls.__init__ = checked_init  # type: ignore[assignment]
+    cls.__new__ = checked_new  # type: ignore[method-assign, assignment]
     return cls
 
 
@@ -435,7 +439,7 @@ class SamplingParams(WithStructFields):
             warnings.warn(
                 f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where logits overflow; it was raised to "
                 f"{MIN_TEMPERATURE}. Use temperature=0 for greedy sampling.",
-                stacklevel=4,
+                stacklevel=3,
             )
             self.temperature = MIN_TEMPERATURE
         if self.temperature < GREEDY_TEMPERATURE and not self.use_beam_search:

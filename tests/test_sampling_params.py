@@ -391,7 +391,24 @@ def test_unknown_keywords_are_type_errors() -> None:
         SamplingParams(temprature=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'beam_with'; did you mean 'beam_width'"):
         BeamSearchParams(beam_with=2, max_tokens=3)  # type: ignore[call-arg]
+
+
+def test_programs_can_read_the_names_of_the_parameters() -> None:
     assert list(inspect.signature(SamplingParams).parameters)[:2] == ["n", "best_of"]
+    code = SamplingParams.__init__.__code__
+    assert code.co_varnames[: code.co_argcount][:3] == ("self", "n", "best_of")
+
+
+def test_a_subclass_may_have_parameters_of_its_own() -> None:
+    class Noted(SamplingParams):
+        def __init__(self, note: str, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.note = note
+
+    params = Noted(note="a", temperature=0.5)
+    assert (params.note, params.temperature, copy.deepcopy(params).note) == ("a", 0.5, "a")
+    with pytest.raises(TypeError, match="temprature"):
+        Noted(note="a", temprature=0.5)
 
 
 def test_two_forms_of_guided_decoding_exclude_each_other() -> None:
