@@ -298,7 +298,8 @@ class SamplingParams(WithStructFields):
         repetition_penalty: logits of tokens of prompt and output are divided (if positive) or multiplied (if not) by
             this; finite, > 0. Default 1.0 = off.
         no_repeat_ngram_size: no n-gram of this size occurs twice, >= 0. Default 0 = off.
-        logit_bias: {token id: added to its logit, clamped to [-100, 100]}. Default None.
+        logit_bias: {token id: added to its logit, clamped to [-100, 100]}; ids from JSON, which are texts, become ints.
+            Default None.
         allowed_token_ids: only these tokens, not empty. Default None = all.
         bad_words: texts that are not generated; strings, none empty. Default None (kept as []).
         logits_processors: callables `(output_token_ids, logits) -> logits`, or with the prompt's ids as a first of
@@ -677,8 +678,7 @@ class SamplingParams(WithStructFields):
     def from_optional(*args: Any, **fields: Any) -> SamplingParams:
         """Makes parameters from values that may be missing or come from JSON.
 
-        As the constructor, but None stands for the default of n, temperature, top_p, top_k, min_p and the penalties,
-        and the token ids of `logit_bias` may be strings.
+        As the constructor, but None stands for the default of n, temperature, top_p, top_k, min_p and the penalties.
         """
         if args:
             given = _FROM_OPTIONAL.bind_partial(*args).arguments
@@ -688,8 +688,6 @@ class SamplingParams(WithStructFields):
         for name in _NONE_IS_DEFAULT:
             if name in fields and fields[name] is None:
                 del fields[name]
-        if isinstance(bias := fields.get("logit_bias"), dict):
-            fields["logit_bias"] = {_int_of_text(token_id): value for token_id, value in bias.items()}
         return SamplingParams(**fields)
 
     def update_from_generation_config(
@@ -940,6 +938,7 @@ def _as_processors(value: Any) -> list[Callable[..., Any]]:
 def _as_logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise _type_error("logit_bias", "a dict of token id: bias", value)
+    value = {_int_of_text(key): bias for key, bias in value.items()}
     bad_keys = [key for key in value if isinstance(key, bool) or not isinstance(key, numbers.Integral)]
     if bad_keys:
         raise ParameterTypeError(

@@ -437,8 +437,12 @@ def test_from_optional_takes_none_and_text_keys() -> None:
     assert SamplingParams.from_optional(**missing) == SamplingParams()
     assert SamplingParams.from_optional(max_tokens=None).max_tokens is None
     assert SamplingParams.from_optional(logit_bias={"7": 500.0}).logit_bias == {7: 100.0}
+
+
+def test_token_ids_of_a_bias_may_come_from_json() -> None:
+    assert SamplingParams(logit_bias={"7": 500.0, 8: 1}).logit_bias == {7: 100.0, 8: 1.0}  # type: ignore[dict-item]
     with pytest.raises(TacoValidationError, match="'seven'"):
-        SamplingParams.from_optional(logit_bias={"seven": 1.0})
+        SamplingParams(logit_bias={"seven": 1.0})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(
