@@ -150,7 +150,10 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.tokenizers": _TOKENIZER,
     "vllm.tokenizers.mistral": _MISTRAL_TOKENIZER,
     "vllm.transformers_utils": {},
-    "vllm.transformers_utils.tokenizer": {**_TOKENIZER, **_MISTRAL_TOKENIZER},
+    "vllm.transformers_utils.tokenizer": {
+        **_TOKENIZER,
+        "taco.tokenizer.mistral": "MistralTokenizer AnyTokenizer",
+    },
     "vllm.transformers_utils.tokenizer_group": _TOKENIZER_GROUP,
     "vllm.usage": {},
     "vllm.usage.usage_lib": {"taco.usage_context": "UsageContext"},
