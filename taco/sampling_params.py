@@ -303,7 +303,8 @@ class SamplingParams(WithStructFields):
         allowed_token_ids: only these tokens, not empty. Default None = all.
         bad_words: texts that are not generated; strings, none empty. Default None (kept as []).
         logits_processors: callables `(output_token_ids, logits) -> logits`, or with the prompt's ids as a first of
-            three arguments, applied in order to the row of logits before everything else. Default None.
+            three arguments, applied in order to the row of logits before everything else. One with a method `clone` is
+            cloned for each sequence. Default None.
         guided_decoding: `GuidedDecodingParams`. Default None.
         structured_outputs: `StructuredOutputsParams`; not together with guided_decoding. Default None.
         watermarking: marks the generated text as the engine's `watermark_config` says (see `taco.watermark`): None and
@@ -875,8 +876,8 @@ class SamplingParams(WithStructFields):
     def clone(self) -> SamplingParams:
         """A copy that can be changed freely.
 
-        Lists, sets and dicts are copied one level deep (not at all with `skip_clone`); callables and nested parameter
-        objects are shared.
+        Lists, sets and dicts are copied one level deep (not at all with `skip_clone`); nested parameter objects are
+        shared, and logits processors as in `with_own_logits_processors`.
         """
         new = copy.copy(self)
         if not self.skip_clone:
@@ -884,6 +885,20 @@ class SamplingParams(WithStructFields):
                 value = getattr(self, name)
                 if value is not None:
                     setattr(new, name, copy.copy(value))
+        return new.with_own_logits_processors()
+
+    def with_own_logits_processors(self) -> SamplingParams:
+        """These parameters for one more sequence.
+
+        Logits processors that remember what they have seen have a method `clone`, which is called for each sequence;
+        the others are shared. Returns this object if all are.
+        """
+        processors = self.logits_processors or []
+        own = [processor.clone() if hasattr(processor, "clone") else processor for processor in processors]
+        if all(one is other for one, other in zip(own, processors, strict=True)):
+            return self
+        new = copy.copy(self)
+        new.logits_processors = own
         return new
 
     def __eq__(self, other: object) -> bool:

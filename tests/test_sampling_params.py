@@ -134,6 +134,24 @@ def test_a_clone_does_not_share_sets_and_dicts_but_callables_and_unknown_attribu
     assert params == rich_params()
 
 
+def test_clones_have_clones_of_the_processors_that_can_be_cloned() -> None:
+    class Remembering:
+        def clone(self) -> Remembering:
+            return Remembering()
+
+        def __call__(self, output_token_ids: list[int], logits: Any) -> Any:
+            return logits
+
+    given = Remembering()
+    params = SamplingParams(logits_processors=[processor, given])
+    for other in (params.clone(), params.with_own_logits_processors()):
+        assert other.logits_processors is not None and other.logits_processors[0] is processor
+        assert isinstance(other.logits_processors[1], Remembering) and other.logits_processors[1] is not given
+    assert params.logits_processors == [processor, given]
+    for shared in (SamplingParams(), SamplingParams(logits_processors=[processor])):
+        assert shared.with_own_logits_processors() is shared
+
+
 def test_skip_clone_shares_containers_but_not_the_object() -> None:
     params = SamplingParams(stop=["end"], skip_clone=True)
     clone = params.clone()
