@@ -256,18 +256,22 @@ class RepetitionDetectionParams:
 
 
 def _suggests_names(cls: type[T]) -> type[T]:
-    """Makes the constructor of a dataclass answer unknown names with known ones; its signature stays."""
-    init: Callable[..., None] = cls.__init__
+    """Makes the constructor of a dataclass answer unknown names with known ones.
+
+    The check is in `__new__`, as programs read the names from `__init__`, some of them from its code.
+    """
+    init = cls.__init__
     known = list(inspect.signature(init).parameters)[1:]
     public = [name for name in known if not name.startswith("_")]
 
     @functools.wraps(init)
-    def checked_init(self: T, *args: Any, **kwargs: Any) -> None:
-        if unknown := [name for name in kwargs if name not in known]:
+    def checked_new(made: type[T], *args: Any, **kwargs: Any) -> T:
+        unknown = [name for name in kwargs if name not in known]
+        if unknown and made.__init__ is init:  # a subclass may have names of its own
             raise ParameterTypeError(unknown_arguments(cls.__name__, unknown, public), parameter=unknown[0])
-        init(self, *args, **kwargs)
+        return object.__new__(made)
 
-    cls.__init__ = checked_init  # type: ignore[assignment]
+    cls.__new__ = checked_new  # type: ignore[method-assign, assignment]
     return cls
 
 
@@ -297,11 +301,13 @@ class SamplingParams(WithStructFields):
         repetition_penalty: logits of tokens of prompt and output are divided (if positive) or multiplied (if not) by
             this; finite, > 0. Default 1.0 = off.
         no_repeat_ngram_size: no n-gram of this size occurs twice, >= 0. Default 0 = off.
-        logit_bias: {token id: added to its logit, clamped to [-100, 100]}. Default None.
+        logit_bias: {token id: added to its logit, clamped to [-100, 100]}; ids from JSON, which are texts, become ints.
+            Default None.
         allowed_token_ids: only these tokens, not empty. Default None = all.
         bad_words: texts that are not generated; strings, none empty. Default None (kept as []).
         logits_processors: callables `(output_token_ids, logits) -> logits`, or with the prompt's ids as a first of
-            three arguments, applied in order to the row of logits before everything else. Default None.
+            three arguments, applied in order to the row of logits before everything else. One with a method `clone` is
+            cloned for each sequence. Default None.
         guided_decoding: `GuidedDecodingParams`. Default None.
         structured_outputs: `StructuredOutputsParams`; not together with guided_decoding. Default None.
         watermarking: marks the generated text as the engine's `watermark_config` says (see `taco.watermark`): None and
@@ -439,7 +445,7 @@ class SamplingParams(WithStructFields):
             warnings.warn(
                 f"temperature {self.temperature} is below {MIN_TEMPERATURE}, where logits overflow; it was raised to "
                 f"{MIN_TEMPERATURE}. Use temperature=0 for greedy sampling.",
-                stacklevel=4,
+                stacklevel=3,
             )
             self.temperature = MIN_TEMPERATURE
         if self.temperature < GREEDY_TEMPERATURE and not self.use_beam_search:
@@ -681,8 +687,7 @@ class SamplingParams(WithStructFields):
     def from_optional(*args: Any, **fields: Any) -> SamplingParams:
         """Makes parameters from values that may be missing or come from JSON.
 
-        As the constructor, but None stands for the default of n, temperature, top_p, top_k, min_p and the penalties,
-        and the token ids of `logit_bias` may be strings.
+        As the constructor, but None stands for the default of n, temperature, top_p, top_k, min_p and the penalties.
         """
         if args:
             given = _FROM_OPTIONAL.bind_partial(*args).arguments
@@ -692,8 +697,6 @@ class SamplingParams(WithStructFields):
         for name in _NONE_IS_DEFAULT:
             if name in fields and fields[name] is None:
                 del fields[name]
-        if isinstance(bias := fields.get("logit_bias"), dict):
-            fields["logit_bias"] = {_int_of_text(token_id): value for token_id, value in bias.items()}
         return SamplingParams(**fields)
 
     def update_from_generation_config(
@@ -888,8 +891,8 @@ class SamplingParams(WithStructFields):
     def clone(self) -> SamplingParams:
         """A copy that can be changed freely.
 
-        Lists, sets and dicts are copied one level deep (not at all with `skip_clone`); callables and nested parameter
-        objects are shared.
+        Lists, sets and dicts are copied one level deep (not at all with `skip_clone`); nested parameter objects are
+        shared, and logits processors as in `with_own_logits_processors`.
         """
         new = copy.copy(self)
         if not self.skip_clone:
@@ -897,6 +900,20 @@ class SamplingParams(WithStructFields):
                 value = getattr(self, name)
                 if value is not None:
                     setattr(new, name, copy.copy(value))
+        return new.with_own_logits_processors()
+
+    def with_own_logits_processors(self) -> SamplingParams:
+        """These parameters for one more sequence.
+
+        Logits processors that remember what they have seen have a method `clone`, which is called for each sequence;
+        the others are shared. Returns this object if all are.
+        """
+        processors = self.logits_processors or []
+        own = [processor.clone() if hasattr(processor, "clone") else processor for processor in processors]
+        if all(one is other for one, other in zip(own, processors, strict=True)):
+            return self
+        new = copy.copy(self)
+        new.logits_processors = own
         return new
 
     def __eq__(self, other: object) -> bool:
@@ -951,6 +968,7 @@ def _as_processors(value: Any) -> list[Callable[..., Any]]:
 def _as_logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise _type_error("logit_bias", "a dict of token id: bias", value)
+    value = {_int_of_text(key): bias for key, bias in value.items()}
     bad_keys = [key for key in value if isinstance(key, bool) or not isinstance(key, numbers.Integral)]
     if bad_keys:
         raise ParameterTypeError(

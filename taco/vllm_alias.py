@@ -28,7 +28,7 @@ _FULL_VERSIONS = {"0.6": "0.6.6.post1", "0.33": "0.33.0"}  # what `vllm.__versio
 
 _SAMPLING = {
     "taco.sampling_params": "SamplingParams BeamSearchParams RequestOutputKind SamplingType GuidedDecodingParams "
-    "StructuredOutputsParams RepetitionDetectionParams"
+    "StructuredOutputsParams RepetitionDetectionParams MAX_LOGPROB_TOKEN_IDS"
 }
 _OUTPUTS = {
     "taco.outputs": "RequestOutput CompletionOutput PoolingRequestOutput PoolingOutput EmbeddingRequestOutput "
@@ -150,13 +150,16 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.tokenizers": _TOKENIZER,
     "vllm.tokenizers.mistral": _MISTRAL_TOKENIZER,
     "vllm.transformers_utils": {},
-    "vllm.transformers_utils.tokenizer": {**_TOKENIZER, **_MISTRAL_TOKENIZER},
+    "vllm.transformers_utils.tokenizer": {
+        **_TOKENIZER,
+        "taco.tokenizer.mistral": "MistralTokenizer AnyTokenizer",
+    },
     "vllm.transformers_utils.tokenizer_group": _TOKENIZER_GROUP,
     "vllm.usage": {},
     "vllm.usage.usage_lib": {"taco.usage_context": "UsageContext"},
     "vllm.utils": {
         **_COUNTER,
-        "taco.entrypoints.vllm_functions": "FlexibleArgumentParser get_ip get_open_port",
+        "taco.entrypoints.vllm_functions": "FlexibleArgumentParser get_ip get_open_port random_uuid",
     },
     "vllm.utils.argparse_utils": _ARGUMENT_PARSER,
     "vllm.utils.counter": _COUNTER,

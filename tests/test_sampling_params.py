@@ -134,6 +134,24 @@ def test_a_clone_does_not_share_sets_and_dicts_but_callables_and_unknown_attribu
     assert params == rich_params()
 
 
+def test_clones_have_clones_of_the_processors_that_can_be_cloned() -> None:
+    class Remembering:
+        def clone(self) -> Remembering:
+            return Remembering()
+
+        def __call__(self, output_token_ids: list[int], logits: Any) -> Any:
+            return logits
+
+    given = Remembering()
+    params = SamplingParams(logits_processors=[processor, given])
+    for other in (params.clone(), params.with_own_logits_processors()):
+        assert other.logits_processors is not None and other.logits_processors[0] is processor
+        assert isinstance(other.logits_processors[1], Remembering) and other.logits_processors[1] is not given
+    assert params.logits_processors == [processor, given]
+    for shared in (SamplingParams(), SamplingParams(logits_processors=[processor])):
+        assert shared.with_own_logits_processors() is shared
+
+
 def test_skip_clone_shares_containers_but_not_the_object() -> None:
     params = SamplingParams(stop=["end"], skip_clone=True)
     clone = params.clone()
@@ -395,7 +413,24 @@ def test_unknown_keywords_are_type_errors() -> None:
         SamplingParams(temprature=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'beam_with'; did you mean 'beam_width'"):
         BeamSearchParams(beam_with=2, max_tokens=3)  # type: ignore[call-arg]
+
+
+def test_programs_can_read_the_names_of_the_parameters() -> None:
     assert list(inspect.signature(SamplingParams).parameters)[:2] == ["n", "best_of"]
+    code = SamplingParams.__init__.__code__
+    assert code.co_varnames[: code.co_argcount][:3] == ("self", "n", "best_of")
+
+
+def test_a_subclass_may_have_parameters_of_its_own() -> None:
+    class Noted(SamplingParams):
+        def __init__(self, note: str, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.note = note
+
+    params = Noted(note="a", temperature=0.5)
+    assert (params.note, params.temperature, copy.deepcopy(params).note) == ("a", 0.5, "a")
+    with pytest.raises(TypeError, match="temprature"):
+        Noted(note="a", temprature=0.5)
 
 
 def test_two_forms_of_guided_decoding_exclude_each_other() -> None:
@@ -429,8 +464,12 @@ def test_from_optional_takes_none_and_text_keys() -> None:
     assert SamplingParams.from_optional(**missing) == SamplingParams()
     assert SamplingParams.from_optional(max_tokens=None).max_tokens is None
     assert SamplingParams.from_optional(logit_bias={"7": 500.0}).logit_bias == {7: 100.0}
+
+
+def test_token_ids_of_a_bias_may_come_from_json() -> None:
+    assert SamplingParams(logit_bias={"7": 500.0, 8: 1}).logit_bias == {7: 100.0, 8: 1.0}  # type: ignore[dict-item]
     with pytest.raises(TacoValidationError, match="'seven'"):
-        SamplingParams.from_optional(logit_bias={"seven": 1.0})
+        SamplingParams(logit_bias={"seven": 1.0})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(

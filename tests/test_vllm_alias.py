@@ -110,7 +110,9 @@ def test_types_for_annotations_are_those_of_what_taco_takes(install: Install) ->
     install()
     from vllm.entrypoints.chat_utils import ChatCompletionMessageParam, ConversationMessage
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, QuantizationMethods
+    from vllm.transformers_utils.tokenizer import AnyTokenizer, MistralTokenizer
 
+    assert MistralTokenizer in get_args(AnyTokenizer)
     assert ChatCompletionMessageParam is ConversationMessage
     assert list(get_args(QuantizationMethods)) == QUANTIZATION_METHODS == ["gguf"]
 

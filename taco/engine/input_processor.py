@@ -372,7 +372,7 @@ class InputProcessor:
             Request(
                 request_id=child_id,
                 prompt_token_ids=prompt_token_ids,
-                params=first if index == 0 else others,
+                params=(first if index == 0 else others).with_own_logits_processors(),
                 max_total_tokens=min(num_prompt_tokens + first.max_tokens, self._max_total_tokens),
                 eos_token_id=first.eos_token_id,
                 stop_token_ids=normalised.stop_token_ids,

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -119,6 +120,11 @@ def get_open_port() -> int:
         listener.bind(("", 0))
         port: int = listener.getsockname()[1]
     return port
+
+
+def random_uuid() -> str:
+    """32 hexadecimal digits that nobody else uses: the id of a request, say."""
+    return uuid.uuid4().hex
 
 
 @refused

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_mistral_common import MistralCommonBackend
 
 from taco.errors import TacoValidationError
@@ -76,6 +77,9 @@ class MistralTokenizer(MistralCommonBackend):
     def byte_vocabulary(self) -> ByteVocabulary:
         """What its tokens stand for."""
         return ByteVocabulary(self)
+
+
+AnyTokenizer = PreTrainedTokenizer | PreTrainedTokenizerFast | MistralTokenizer  # for annotations
 
 
 @dataclass(frozen=True)

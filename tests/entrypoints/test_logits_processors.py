@@ -140,6 +140,30 @@ def test_an_adapter_is_the_processor_of_single_requests(make: Make) -> None:
         assert tokens(llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=9), **QUIET)) == plain
 
 
+def test_a_processor_with_a_memory_is_cloned_for_each_sequence(make: Make) -> None:
+    class Counting:
+        """The k-th call for one sequence forbids all but token 20 + k; calls are counted, not tokens."""
+
+        def __init__(self) -> None:
+            self.num_calls = 0
+
+        def clone(self) -> Counting:
+            return Counting()
+
+        def __call__(self, output_token_ids: tuple[int, ...], logits: torch.Tensor) -> torch.Tensor:
+            self.num_calls += 1
+            edited = torch.full_like(logits, -torch.inf)
+            edited[20 + self.num_calls] = 0.0
+            return edited
+
+    given = Counting()
+    params = [SamplingParams(n=1 + index % 3, max_tokens=9, logits_processors=[given]) for index in range(2)]
+    with make(num_gpu_blocks_override=10, preemption_mode="recompute") as llm:
+        found = tokens(llm.generate(PROMPTS, [params[index % 2] for index in range(len(PROMPTS))], **QUIET))
+    assert found == [list(range(21, 30))] * 15
+    assert given.num_calls == 0 and params[0].logits_processors == [given]
+
+
 def test_parameters_that_a_processor_refuses_are_errors_of_their_rows(make: Make) -> None:
     params = [SamplingParams(max_tokens=2, extra_args={"step": step}) for step in (2, "two", 3)]
     with make(logits_processors=[Stepping]) as llm:

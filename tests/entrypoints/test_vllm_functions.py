@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import socket
 import types
 from pathlib import Path
@@ -113,3 +114,8 @@ def test_loggers_are_the_programs_own() -> None:
 def test_addresses_and_ports_can_be_listened_on() -> None:
     with socket.socket() as listener:
         listener.bind((vllm_functions.get_ip(), vllm_functions.get_open_port()))
+
+
+def test_ids_are_random_hexadecimal_digits() -> None:
+    ids = {vllm_functions.random_uuid() for _ in range(100)}
+    assert len(ids) == 100 and all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
