@@ -1,9 +1,9 @@
 """Guided decoding through outlines-core: each state of an automaton knows its tokens, so masks cost next to nothing.
 
-The automaton of the whole vocabulary is built beforehand, which takes seconds for a large constraint. A text that may
-end or go on is a problem for the library: it learns one byte late that an expression has matched, and drops tokens
-there that lead on. So the expressions get a last character that no output has, NUL, and the output is complete where
-that character could follow.
+The automaton of the whole vocabulary is built beforehand (see `outlines_builder.py`), which takes seconds for a large
+constraint, and minutes for some short ones. A text that may end or go on is a problem for the library: it learns one
+byte late that an expression has matched, and drops tokens there that lead on. So the expressions get a last character
+that no output has, NUL, and the output is complete where that character could follow.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from taco.guided.choices import read_choices
+from taco.guided.outlines_builder import OutlinesBuilder
 from taco.guided.protocol import CompiledGrammar, GrammarError, Matcher
 from taco.guided.regex import either, num_positions, parse_regex, parse_whitespace, without_chars, write_regex
 from taco.guided.schema import read_schema
@@ -53,17 +54,13 @@ class OutlinesBackend:
         self._last_id = vocabulary.size
         tokens = {piece: ids for piece, ids in vocabulary.ids_of_bytes.items() if b"\0" not in piece}
         tokens[b"\0"] = [self._last_id]
-        self._vocabulary = outlines_core.Vocabulary(vocabulary.size + 1, cast(Any, tokens))
+        self._builder = OutlinesBuilder(vocabulary.size + 1, tokens)
 
     def check(self, spec: GrammarSpec) -> None:
         self._regex(spec)
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
-        regex = self._regex(spec)
-        try:
-            index = self._library.Index(rf"(?:{regex})\x00", self._vocabulary)
-        except Exception as error:
-            raise GrammarError(f"outlines-core cannot build an automaton: {error}") from None
+        index = self._builder.build(rf"(?:{self._regex(spec)})\x00")
         return _Grammar(index, self._last_id, self._size)
 
     def fill_masks(self, matchers: Sequence[Matcher], masks: np.ndarray) -> list[str | None]:
