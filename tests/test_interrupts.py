@@ -7,17 +7,11 @@ import pytest
 
 from taco.interrupts import interrupts_deferred
 
+pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
+
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def default_handler():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_waits_for_the_end() -> None:

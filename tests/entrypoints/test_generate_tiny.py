@@ -410,6 +410,7 @@ def test_scattered_prompts_with_common_prefixes_run_together(make: Make) -> None
     assert [output.num_cached_tokens for output in outputs] == [0] * 4 + [64] * 20
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_leaves_nothing_behind(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     with make() as llm:
