@@ -72,7 +72,7 @@ ENUM_AND_OTHERS = "enum or const next to other keywords"
 MIXED = "anyOf, oneOf, allOf or $ref next to other keywords"
 UNTYPED = "no type next to keywords for one type"
 SEVERAL_TYPES = "a list of types"
-AWKWARD_NAMES = "names in properties with quotes, backslashes or line ends"
+AWKWARD_NAMES = "names of properties with quotes, backslashes or line ends"
 UNNAMED_REQUIRED = "names in required that are not in properties"
 OTHERS_BESIDE_NAMED = "a schema as additionalProperties next to properties"
 FRACTION_BOUNDS = "bounds of numbers that need not be whole"
@@ -828,7 +828,7 @@ def _combinations(target: dict[str, Any]) -> Iterator[str]:
     if target.get("type") != "integer" and not keywords.isdisjoint(_BOUNDS):
         yield FRACTION_BOUNDS
     names = target.get("properties", {})
-    if any(map(_AWKWARD.search, names)):
+    if any(map(_is_awkward, names)) or any(map(_has_awkward_names, target.get("enum", ()))):
         yield AWKWARD_NAMES
     if not names.keys() >= set(target.get("required", ())):
         yield UNNAMED_REQUIRED
@@ -910,6 +910,16 @@ def _check_value(value: Any, place: _Place, keyword: str) -> None:
         _check_number(value, place, keyword)
         if abs(value) > MAX_NUMBER or float(value) != value:
             raise _broken(place, keyword, f"numbers beyond {MAX_NUMBER:.0e}, or 2**53 if odd, are not exact", value)
+
+
+def _is_awkward(name: str) -> bool:
+    return _AWKWARD.search(name) is not None
+
+
+def _has_awkward_names(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_awkward, value)) or any(map(_has_awkward_names, value.values()))
+    return isinstance(value, list) and any(map(_has_awkward_names, value))
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -631,6 +631,8 @@ HARD_CASES: dict[str, Any] = {
 
 # Texts that are not valid, which a model that wants nothing else must not be able to write; and neighbours that are.
 TEMPTATIONS: list[tuple[Any, list[str]]] = [
+    ({"const": {'"': "x"}}, ['{""":"x"}', '{"\\"":"y"}']),
+    ({"enum": [[{"a\nb": 1}], [{"\\": 2}]]}, ['[{"a\nb":1}]', '[{"\\":2}]', '[{"\\\\":1}]']),
     (
         HARD_CASES["date"],
         ['"2023-02-29"', '"2024-02-30"', '"0000-01-01"', '"2024-13-01"', '"1900-02-29"', '"2024-04-31"'],

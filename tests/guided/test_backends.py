@@ -190,6 +190,9 @@ def test_a_backend_hands_over_what_it_does_not_enforce(backends: Backends, caplo
     assert backends.choose(spec("regex", "a", "auto"), "xgrammar")[0].name == "xgrammar"
     for pattern in WIDE_REGEXES:
         assert backends.choose(spec("regex", pattern, "xgrammar"))[0].name == "llguidance"
+    for value in ({'"': 1}, [{"a": {"b\n": 1}}]):
+        assert backends.choose(spec("json", {"const": value}, "outlines"))[0].name == "llguidance"
+    assert backends.choose(spec("json", {"const": {"a": '"'}}, "outlines"))[0].name == "outlines"
 
 
 def test_a_missing_package_is_named_and_another_one_takes_over(
