@@ -4,9 +4,10 @@
 
 Each row has a schema of its own. Its free twin has the same prompt and generates as many tokens, without end of
 sequence, so that both runs return the same number of tokens. Guided rows run with schemas that the engine has never
-seen (compiling included) and with known ones; "no forcing" draws every token by a step of the model. Each guided run is
-compared with the runs of free text just before and after it, since the speed of shared machines drifts. Then each
-backend alone: time to compile, and to fill the masks of all rows for one step.
+seen (compiling included) and with known ones; "no forcing" draws every token by a step of the model. The speed of
+shared machines drifts within seconds: two engines take turns step by step, one with the guided rows and one with their
+twins, and the time of each is added up. Then each backend alone: time to compile, and to fill the masks of all rows for
+one step.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     model = args.model or str(packaged_model("smollm2"))
-    llm = LLM(model, dtype=args.dtype, max_model_len=1024, max_num_seqs=args.rows)
+    llm, other = (LLM(model, dtype=args.dtype, max_model_len=1024, max_num_seqs=args.rows) for _ in range(2))
     tokenizer = llm.get_tokenizer()
     prompts = [
         {
@@ -112,55 +113,49 @@ def main() -> None:
         for i in range(args.rows)
     ]
 
-    def run(params: list[SamplingParams]) -> tuple[float, list[Any]]:
-        llm.llm_engine.reset_prefix_cache()
-        started = time.perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return time.perf_counter() - started, outputs
+    def guided(salt: str) -> list[SamplingParams]:
+        return [
+            SamplingParams(
+                temperature=0.8,
+                seed=i,
+                max_tokens=args.tokens,
+                guided_decoding=GuidedDecodingParams(json=make_schema(i, salt)),
+            )
+            for i in range(args.rows)
+        ]
 
-    def guided(salt: str) -> tuple[float, list[Any]]:
-        constraints = [GuidedDecodingParams(json=make_schema(i, salt)) for i in range(args.rows)]
-        return run(
-            [
-                SamplingParams(temperature=0.8, seed=i, max_tokens=args.tokens, guided_decoding=constraint)
-                for i, constraint in enumerate(constraints)
-            ]
-        )
-
-    _, outputs = guided("warm-up")
+    outputs = llm.generate(prompts, guided("warm-up"), use_tqdm=False)
     counts = [len(output.outputs[0].token_ids) for output in outputs]
     complete = sum(output.outputs[0].finish_reason == "stop" for output in outputs)
     free = [
         SamplingParams(temperature=0.8, seed=i, max_tokens=count, ignore_eos=True) for i, count in enumerate(counts)
     ]
-    run(free)
+    other.generate(prompts, free, use_tqdm=False)
     sampler = llm.llm_engine.model_executor.driver_worker.runner.sampler
-    times: dict[str, list[float]] = {"free": [], "guided, new schemas": [], "guided": [], "guided, no forcing": []}
-    shares: dict[str, list[float]] = {name: [] for name in times if name != "free"}
-    free_s, _ = run(free)
-    times["free"].append(free_s)
+    shares: dict[str, list[float]] = {"guided, new schemas": [], "guided": [], "guided, no forcing": []}
+    seconds: dict[str, list[float]] = {"free": [], **{name: [] for name in shares}}
     for repeat in range(args.repeats):
         for name, ratios in shares.items():
             if name == "guided, no forcing":
                 sampler.take_forced = lambda row: []
-            elapsed, outputs = guided(str(repeat) if "new" in name else "warm-up")
+            params = guided(str(repeat) if "new" in name else "warm-up")
+            (guided_s, found), (free_s, free_found) = in_turns(prompts, [(llm, params), (other, free)])
             vars(sampler).pop("take_forced", None)
-            assert [len(output.outputs[0].token_ids) for output in outputs] == counts
-            times[name].append(elapsed)
-            free_s, _ = run(free)
-            times["free"].append(free_s)
-            ratios.append(sum(times["free"][-2:]) / 2 / elapsed)
+            assert found == free_found == counts
+            seconds[name].append(guided_s)
+            seconds["free"].append(free_s)
+            ratios.append(free_s / guided_s)
     total = sum(counts)
     print(
         f"taco {__version__}, torch {torch.__version__}, {args.threads} threads, {processor()}; "
         f"{Path(model).name} in {args.dtype}"
     )
     print(f"{args.rows} rows with a schema each, {total} tokens, {complete} outputs complete; {args.repeats} repeats")
-    for name, values in times.items():
+    for name, values in seconds.items():
         line = f"{name:22} {total / statistics.median(values):8.1f} tok/s"
         if name in shares:
             low, middle, high = np.percentile(shares[name], [25, 50, 75])
-            line += f", {middle:6.3f} of free text before and after it (half of the runs: {low:.3f} to {high:.3f})"
+            line += f", {middle:6.3f} of free text (half of the runs: {low:.3f} to {high:.3f})"
         print(line)
 
     vocabulary = make_vocabulary(tokenizer, llm.llm_engine.model_config.vocab_size)
@@ -179,6 +174,27 @@ def main() -> None:
     print("and with schemas that all of them enforce:")
     for name in args.backends:
         measure_backend(name, Backends(vocabulary, num_threads=args.threads), specs, texts, vocabulary.size)
+
+
+def in_turns(prompts: list[Any], runs: list[tuple[LLM, list[SamplingParams]]]) -> list[tuple[float, list[int]]]:
+    """Runs engines in turns, a step each: for each its seconds, and how many tokens each output has."""
+    seconds = [0.0] * len(runs)
+    counts = [[0] * len(prompts) for _ in runs]
+    for llm, _ in runs:
+        llm.llm_engine.reset_prefix_cache()
+    for place, (llm, params) in enumerate(runs):
+        started = time.perf_counter()
+        for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+            llm.llm_engine.add_request(str(index), prompt, one)
+        seconds[place] += time.perf_counter() - started
+    while any(llm.llm_engine.has_unfinished_requests() for llm, _ in runs):
+        for place, (llm, _) in enumerate(runs):
+            started = time.perf_counter()
+            if llm.llm_engine.has_unfinished_requests():
+                for output in llm.llm_engine.step():
+                    counts[place][int(output.request_id)] = len(output.outputs[0].token_ids)
+            seconds[place] += time.perf_counter() - started
+    return list(zip(seconds, counts, strict=True))
 
 
 def measure_backend(name: str, backends: Any, specs: list[Any], texts: list[list[int]], vocab_size: int) -> None:
