@@ -76,7 +76,8 @@ def test_what_holds_for_every_model() -> None:
 
 
 def test_dtype_as_an_object_of_torch() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     assert model_config().torch_dtype is torch.bfloat16
 
 

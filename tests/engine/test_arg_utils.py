@@ -545,14 +545,16 @@ def test_integers_stay_in_range(number: int, minimum: int, width: int) -> None:
     ],
 )
 def test_device(accelerator: str | None, requested: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator is not None)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(accelerator))
     assert arg_utils.resolve_device(requested) == device
 
 
 def test_cuda_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(TacoValidationError, match='device="cpu"'):
         create(device="cuda")
@@ -606,7 +608,8 @@ def test_names_of_dtypes(given: str, dtype: str) -> None:
 
 
 def test_torch_dtype_objects_are_accepted() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     assert create(dtype=torch.bfloat16).model_config.dtype == "bfloat16"
 
 
@@ -628,7 +631,8 @@ def test_checkpoint_dtype_is_float32_where_the_config_states_none() -> None:
 def test_bfloat16_is_read_from_cpuinfo_where_torch_does_not_tell(
     text: str, has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(Path, "read_text", lambda path, **options: text)
     assert arg_utils.cpu_has_bfloat16() == has_bfloat16
@@ -1082,7 +1086,8 @@ def test_rope_arguments_need_rotary_embeddings(loader: FakeLoader) -> None:
     ],
 )
 def test_length_of_real_configs(class_name: str, values: dict[str, Any], length: int) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = getattr(transformers, class_name)(**values)
@@ -1106,7 +1111,6 @@ def test_length_of_real_configs(class_name: str, values: dict[str, Any], length:
 def test_rope_arguments_reach_the_config_of_a_real_folder(
     fields: dict[str, Any], values: dict[str, Any], length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("transformers")
     monkeypatch.undo()
     config = {"model_type": "llama", "vocab_size": 50, "max_position_embeddings": 2048, "dtype": "bfloat16", **fields}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")

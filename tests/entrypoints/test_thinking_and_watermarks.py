@@ -133,7 +133,6 @@ def test_outputs_say_whether_they_are_marked(make: Make, caplog: pytest.LogCaptu
 
 
 def test_marked_texts_stay_within_their_grammar(make: Make) -> None:
-    pytest.importorskip("llguidance")
     asked = params(max_tokens=60, guided_decoding=GuidedDecodingParams(regex="[a-h ]{50}"), ignore_eos=False)
     with make(watermark_config=KEY) as llm:
         for output in llm.generate(PROMPTS, asked, **QUIET):

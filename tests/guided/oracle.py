@@ -8,9 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-jsonschema = pytest.importorskip("jsonschema")
+import jsonschema
 
 # What any backend has to run. A schema made of these alone must not be refused.
 PLAIN = frozenset(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import lark
 import pytest
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,6 @@ from .random_model import EOS, PROMPT, closing_bias, save_model, steered
 from .schema_cases import HARD_CASES, OBJECT, PLAIN_CASES, REACHABLE, TEMPTATIONS
 from .strategies import near_misses, regexes, schemas
 
-lark = pytest.importorskip("lark")
 Constraint = dict[str, Any]  # arguments of GuidedDecodingParams
 # Nothing is shrunk: the message names the one schema of many that is wrong.
 FEW = settings(

@@ -17,7 +17,7 @@ from taco.entrypoints.vllm_functions import resolve_chat_template
 from taco.errors import TacoValidationError
 from taco.models.loader.source import ModelSource
 from taco.sampling_params import SamplingParams
-from taco.tokenizer import load_tokenizer
+from taco.tokenizer import add_vocabulary_limits, load_tokenizer
 from tests.fake_engine import FakeEngine, make_config
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -85,7 +85,8 @@ def test_texts_are_encoded_as_the_package_does(tokenizer: Any, own: Any, llm: LL
     for add_special_tokens in (True, False):
         ids = tokenizer(TEXTS, add_special_tokens=add_special_tokens, return_token_type_ids=False)["input_ids"]
         assert ids == [encode(text, bos=add_special_tokens, eos=False) for text in TEXTS]
-    assert llm.get_tokenizer().max_token_id == len(tokenizer) - 1
+    add_vocabulary_limits(tokenizer)
+    assert tokenizer.max_token_id == len(tokenizer) - 1
     # The start token comes from the tokenizer; what a text spells out is text.
     (output,) = llm.generate("<s>hello", SamplingParams(max_tokens=1), use_tqdm=False)
     assert output.prompt_token_ids == encode("<s>hello", bos=True, eos=False)
