@@ -8,6 +8,7 @@ from typing import Any
 # Keywords by what their values are; those of all others are schemas, lists of schemas, or neither.
 _SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _DATA = ("const", "enum", "default", "examples")
+SCALARS = (str, int, float, type(None))  # told first: whether one is a Mapping takes long to find out
 # With these an object has to match several schemas at once, or must not match one: each of them has to stay as it is.
 _COMBINING = frozenset(
     (
@@ -27,6 +28,8 @@ _OF_OBJECTS = frozenset(
 
 def schemas_in(schema: Any) -> Iterator[Mapping[str, Any]]:
     """A schema and all schemas in it; booleans are left out."""
+    if isinstance(schema, SCALARS):
+        return
     if isinstance(schema, (list, tuple)):
         for one in schema:
             yield from schemas_in(one)
@@ -41,6 +44,8 @@ def schemas_in(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 def map_schemas(schema: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
     """A copy of a schema in which every schema, inner ones first, is what `change` makes of it."""
+    if isinstance(schema, SCALARS):
+        return schema
     if isinstance(schema, (list, tuple)):
         return [map_schemas(one, change) for one in schema]
     if not isinstance(schema, (dict, Mapping)):

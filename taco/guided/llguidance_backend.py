@@ -243,7 +243,7 @@ class _Matcher:
     def allows(self, token_id: int) -> bool:
         # Where a text is forced, the mask has the token alone in which the tokenizer would write it, although the
         # library takes others as well.
-        if not (self.is_free or self.matcher.is_stopped()):
+        if not self.is_free:
             if forced := self.matcher.compute_ff_tokens():
                 return token_id == forced[0]
             self.is_free = True
@@ -253,11 +253,12 @@ class _Matcher:
         # The mask has one bit where the library forces a token, and each place depends on the token before it.
         matcher = self.matcher
         forced: list[int] = []
-        while len(forced) < _MAX_FORCED and not matcher.is_stopped() and (found := matcher.compute_ff_tokens()):
+        while len(forced) < _MAX_FORCED and (found := matcher.compute_ff_tokens()):
             if not matcher.try_consume_tokens(found[:1]):
                 break
             forced.append(found[0])
-        matcher.rollback(len(forced))
+        if forced:
+            matcher.rollback(len(forced))
         self.is_free = not forced
         return forced
 

@@ -19,7 +19,7 @@ from taco.config import GuidedDecodingConfig
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.guided.protocol import GrammarError
 from taco.guided.spec import GrammarKind, GrammarSpec
-from taco.json_schema import close_objects, has_plain_options
+from taco.json_schema import SCALARS, close_objects, has_plain_options
 from taco.sampling_params import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 
 MAX_DEPTH = 64  # dicts and lists within each other, in a schema
@@ -371,10 +371,10 @@ def _dumps(name: str, value: object) -> str:
 def _check_depth(name: str, value: object) -> None:
     level: list[object] = [value]
     for _ in range(MAX_DEPTH + 1):
-        containers = [one for one in level if isinstance(one, (Mapping, list, tuple))]
+        containers = [one for one in level if not isinstance(one, SCALARS) and isinstance(one, (list, tuple, Mapping))]
         if not containers:
             return
-        level = [element for one in containers for element in (one.values() if isinstance(one, Mapping) else one)]
+        level = [element for one in containers for element in (one if isinstance(one, (list, tuple)) else one.values())]
     raise GrammarError(
         f"{name} is nested more than {MAX_DEPTH} levels deep; use $defs and $ref for what repeats.",
         parameter=name,

@@ -662,7 +662,7 @@ _HANDLERS: dict[str, _Handler] = {
     **dict.fromkeys(MAX_COUNTS, _Reader._count),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _Reader._bound),
 }
-_KNOWN = sorted({*_HANDLERS, *ANNOTATIONS, *NEVER_ENFORCED, "type", "additionalItems"})
+_KNOWN = frozenset((*_HANDLERS, *ANNOTATIONS, *NEVER_ENFORCED, "type", "additionalItems"))
 _OF_ONE_TYPE = frozenset(_HANDLERS) - {"enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
 
 
@@ -678,8 +678,7 @@ _MISTAKEN = {"property": ["properties"], "propertys": ["properties"], "min": ["m
 
 def _refuse_no_keyword(source: dict[str, Any], place: _Place) -> None:
     """What has names but no keyword is meant as something else: properties, or an example."""
-    known = [*_HANDLERS, *ANNOTATIONS, *NEVER_ENFORCED, "type", "additionalItems"]
-    if source and not any(keyword in known or keyword.startswith("x-") for keyword in source):
+    if source and _KNOWN.isdisjoint(source) and not any(keyword.startswith("x-") for keyword in source):
         raise GrammarError(
             f"The JSON schema has no keyword at {place.path}, only {list(source)[:5]}. If these are properties, write "
             '{"type": "object", "properties": {...}}; any value is {}.'
@@ -698,7 +697,7 @@ def _refuse_unknown(keyword: str, source: dict[str, Any], place: _Place) -> None
     elif not keyword.startswith("x-"):
         plain = keyword.replace("_", "").replace("-", "").lower()
         same = [known for known in _KNOWN if known.lower() == plain] or _MISTAKEN.get(plain, [])
-        if close := same or difflib.get_close_matches(keyword, _KNOWN, n=1, cutoff=0.85):
+        if close := same or difflib.get_close_matches(keyword, sorted(_KNOWN), n=1, cutoff=0.85):
             raise GrammarError(
                 f"The JSON schema has {keyword!r} at {place.path}, which is no keyword; did you mean {close[0]!r}? "
                 "Names that are meant as notes may begin with x-."

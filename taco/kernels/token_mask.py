@@ -10,6 +10,7 @@ import torch
 
 from taco.kernels import native, triton
 from taco.kernels.dispatch import op
+from taco.kernels.sampling import SUM_CHUNK, draw, max_token
 
 REFERENCE_BLOCK = 1 << 18  # entries handled at a time, so that temporaries stay small
 
@@ -78,3 +79,56 @@ def _apply_token_mask_triton(logits: torch.Tensor, masks: torch.Tensor, position
         from taco.kernels.triton import token_mask
 
         token_mask.apply_token_mask(logits, masks, positions)
+
+
+@op
+def draw_allowed(
+    logits: torch.Tensor, positions: torch.Tensor, masks: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `max_token` and `draw`, for the rows at some positions, from what `apply_token_mask` leaves of them.
+
+    Args:
+        logits: float32 [N, vocab]; not changed.
+        positions: int64 [M], 0 to N - 1, in any order.
+        masks: int32 [M, num_mask_words(vocab)].
+        uniforms: float64 [M] in [0, 1).
+
+    Returns:
+        The largest allowed logit of each row, float32 [M], its token and the drawn one, int64 [M].
+    """
+    survivors = logits[positions]
+    apply_token_mask(survivors, masks, torch.arange(len(masks), device=logits.device))
+    return (*max_token(survivors), draw(survivors, uniforms))
+
+
+@draw_allowed.candidate("native")
+def _draw_allowed_native(
+    logits: torch.Tensor, positions: torch.Tensor, masks: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    library = native.library()
+    if library is None or logits.device.type != "cpu" or not logits.is_contiguous():
+        return NotImplemented
+    if not (_is_packed(logits, masks, positions) and uniforms.is_contiguous()):
+        return NotImplemented
+    vocab = _checked_vocab(logits, masks, positions)
+    num_threads = torch.get_num_threads()
+    rows = torch.empty(num_threads, vocab)
+    mass = torch.empty(num_threads, vocab // SUM_CHUNK + 1, dtype=torch.float64)
+    peaks = torch.empty(len(masks))
+    token_ids, drawn = torch.empty(2, len(masks), dtype=torch.int64)
+    library.taco_draw_allowed(
+        logits.data_ptr(),
+        vocab,
+        positions.data_ptr(),
+        masks.data_ptr(),
+        masks.stride(0),
+        len(masks),
+        uniforms.data_ptr(),
+        rows.data_ptr(),
+        mass.data_ptr(),
+        peaks.data_ptr(),
+        token_ids.data_ptr(),
+        drawn.data_ptr(),
+        num_threads,
+    )
+    return peaks, token_ids, drawn

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from unittest import mock
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taco.kernels import native, triton
-from taco.kernels.token_mask import apply_token_mask, num_mask_words
+from taco.kernels.token_mask import apply_token_mask, draw_allowed, num_mask_words
 from tests.kernels.triton_tools import SHARED_MEMORY, compile_ahead, interpreted
 
 VARIANTS = ["reference", *(f"native {name}" for name in native.instruction_sets())]
@@ -136,6 +137,76 @@ def test_no_masks_change_nothing(name: str) -> None:
         with apply_token_mask.forced(name):
             apply_token_mask(logits, masks, positions)
     assert not logits.any()
+
+
+# Few allowed tokens are listed by the native kernel, and many are not: one in 16 is the limit.
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "triton" not in name])
+@settings(max_examples=100)
+@given(
+    num_rows=st.integers(1, 4),
+    vocab=st.one_of(st.integers(1, 600), st.integers(60, 70).map(lambda words: 32 * words)),
+    share=st.sampled_from([0.0, 0.002, 0.05, 0.0625, 0.08, 0.5, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+    number=st.floats(0, 1, exclude_max=True),
+    data=st.data(),
+)
+def test_draws_are_those_from_masked_rows(
+    variant: str, num_rows: int, vocab: int, share: float, seed: int, number: float, data: st.DataObject
+) -> None:
+    positions = torch.tensor(data.draw(st.lists(st.integers(0, num_rows - 1), min_size=1, unique=True)))
+    generator = np.random.default_rng(seed)
+    logits = torch.from_numpy(generator.normal(0, 3, (num_rows, vocab)).astype(np.float32))
+    padding = 32 * num_mask_words(vocab) - vocab
+    bits = np.pad(generator.random((len(positions), vocab)) < share, ((0, 0), (0, padding)), constant_values=True)
+    masks = torch.from_numpy(np.packbits(bits, -1, "little").view("<i4"))
+    left = masked(logits, masks, positions)[positions]
+    before = logits.clone()
+    uniforms = torch.full((len(positions),), number, dtype=torch.float64)
+    names = variant.split()
+    with draw_allowed.forced(names[0]), native.forced(names[-1]) if len(names) > 1 else contextlib.nullcontext():
+        peaks, token_ids, drawn = draw_allowed(logits, positions, masks, uniforms)
+    assert_same_bits(logits, before)
+    assert_same_bits(peaks, left.amax(-1))
+    for row, peak in enumerate(peaks.tolist()):
+        assert token_ids[row] == left[row].argmax()
+        if peak == -np.inf:
+            continue
+        mass = left[row].double().softmax(-1).cumsum(-1)
+        token_id = int(drawn[row])
+        assert left[row, token_id] > -np.inf
+        # The other sums have rounding errors.
+        assert (mass[token_id - 1] if token_id else 0) <= number + 1e-6 and number - 1e-6 <= mass[token_id]
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_allowed_logits_that_are_no_numbers_are_reported(name: str, share: float) -> None:
+    if name == "native" and native.library() is None:
+        pytest.skip(native.why_missing() or "")
+    logits = torch.zeros(3, 3200)
+    logits[:, 7], logits[:, 3199] = torch.nan, torch.inf
+    bits = np.random.default_rng(1).random((3, 3200)) < share
+    bits[:, [7, 3199]] = [[False, False], [True, False], [False, True]]
+    masks = torch.from_numpy(np.packbits(bits, -1, "little").view("<i4"))
+    with draw_allowed.forced(name):
+        peaks, _, drawn = draw_allowed(logits, torch.arange(3), masks, torch.full((3,), 0.5, dtype=torch.float64))
+    assert peaks.isnan().tolist() == [False, True, False]
+    assert peaks[0] == 0 and peaks[2] == torch.inf
+    assert ((drawn >= 0) & (drawn < 3200)).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_draw_does_not_depend_on_the_rows_beside_it(threads: int) -> None:
+    torch.set_num_threads(threads)
+    logits = torch.randn(50, 5000, generator=torch.Generator().manual_seed(1))
+    masks = torch.cat((random_masks(25, 5000, "runs", seed=2), random_masks(25, 5000, "mixed", seed=3) & 1 << 9))
+    positions = torch.randperm(50, generator=torch.Generator().manual_seed(4))
+    uniforms = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    together = draw_allowed(logits, positions, masks, uniforms)
+    for row in range(50):
+        own = slice(row, row + 1)
+        alone = draw_allowed(logits[positions[own]], torch.tensor([0]), masks[own], uniforms[own])
+        assert [found[0] for found in alone] == [found[row] for found in together]
 
 
 @pytest.mark.parametrize("transposed", ["logits", "masks", "positions"])

@@ -97,6 +97,8 @@ _ARGUMENTS = {
     "taco_draw": (_POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _INT),
     "taco_draw_kept": (_POINTER, _INT64, _INT64, *(_POINTER,) * 6, _INT),
     "taco_mask": (_POINTER, _INT64, _INT64, _POINTER, _INT64, _POINTER, _INT64, _INT),
+    "taco_draw_allowed": (_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, *(_POINTER,) * 6, _INT),
+    "taco_uniform": (_POINTER, _POINTER, ctypes.c_uint32, _INT64, _POINTER),
     "taco_with_idle_team": (WORK, _INT),
     "taco_decoder_layer": (
         *(_INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),

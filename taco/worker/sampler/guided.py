@@ -52,7 +52,7 @@ class _Row:
     """
 
     __slots__ = (
-        *("_ends", "_num_accepted", "_thoughts", "backend", "error", "final"),
+        *("_all_ends", "_ends", "_num_accepted", "_thoughts", "backend", "error", "final"),
         *("is_over", "matcher", "max_tokens", "num_stops", "stops", "thinks"),
     )
 
@@ -73,6 +73,7 @@ class _Row:
         self.is_over = False
         self.thinks = bool(ends_of_reasoning)  # nothing is constrained yet
         self.error: str | None = None
+        self._all_ends = stops.token_ids | final.token_ids
         self._ends = [list(ids) for ids in ends_of_reasoning]
         self._thoughts: list[int] = []  # tokens before the constrained text
         self._num_accepted = 0
@@ -82,21 +83,29 @@ class _Row:
         """The next tokens of the output; a stop token, where it is complete, ends it."""
         if self.error is not None:
             return
+        if not (self.thinks or self.num_stops) and self._all_ends.isdisjoint(token_ids):
+            self._accept(token_ids)
+            return
         for index, token_id in enumerate(token_ids):
             if self.thinks:
                 self._thoughts.append(token_id)
                 self.thinks = not any(self._thoughts[-len(ids) :] == ids for ids in self._ends)
                 continue
-            if self.num_stops or (token_id in self.stops.token_ids or token_id in self.final.token_ids):
-                rest = token_ids[index:]
-                if self.num_stops or self.matcher.can_stop():
-                    self.num_stops += len(rest)
-                    self.is_over = True
-                    return
-            if not self.matcher.accept([token_id]):
-                self.error = f"guided decoding: token {token_id} was drawn, which the grammar does not allow"
+            if (self.num_stops or token_id in self._all_ends) and (self.num_stops or self.matcher.can_stop()):
+                self.num_stops += len(token_ids) - index
+                self.is_over = True
                 return
-            self._num_accepted += 1
+            if not self._accept([token_id]):
+                return
+
+    def _accept(self, token_ids: Sequence[int]) -> bool:
+        """Takes tokens of the constrained text."""
+        accepted = self.matcher.accept(token_ids)
+        self._num_accepted += accepted
+        if accepted == len(token_ids):
+            return True
+        self.error = f"guided decoding: token {token_ids[accepted]} was drawn, which the grammar does not allow"
+        return False
 
     def take_back(self, num_tokens: int) -> None:
         """The last tokens were taken back."""
@@ -129,6 +138,8 @@ class _Row:
         if self.error is not None or self.is_over or self.thinks:
             return []
         found = self.matcher.forced()
+        if not found:
+            return found
         if self.max_tokens is not None:  # what comes later is cut off
             found = found[: max(0, self.max_tokens - len(self._thoughts) - self._num_accepted)]
         # A stop token cannot be text: where the grammar wants it as such, nothing may come.
@@ -212,12 +223,13 @@ class GuidedText(Feature):
             token_ids: one a row.
         """
         found = np.empty(len(row_numbers), bool)
+        must_stop = self.must_stop[row_numbers].tolist()
         for index, (row, token_id) in enumerate(zip(row_numbers.tolist(), token_ids, strict=True)):
             state = self._rows[row]
             if state.error is not None:
                 self._errors[int(positions[index])] = state.error
                 found[index] = True  # any token will do
-            elif self.must_stop[row]:
+            elif must_stop[index]:
                 found[index] = token_id in state.final.token_ids
             else:
                 found[index] = state.allows(token_id)
@@ -280,14 +292,15 @@ class GuidedText(Feature):
                     self._errors[int(positions[index])] = rows[index].error  # type: ignore[assignment]
         if must_stop.any():
             masks[must_stop] = 0
-        for index, row in enumerate(rows):
+        by_ends: dict[tuple[_StopTokens, bool], list[int]] = {}
+        for index, (row, stops_now) in enumerate(zip(rows, must_stop.tolist(), strict=True)):
             if row.error is not None or row.thinks:
                 masks[index] = -1  # any token will do: with an error the row ends
-                continue
-            ends = row.final if must_stop[index] else row.stops
-            words, bits = ends.words, ends.bits
-            if must_stop[index] or row.may_stop():
-                masks[index, words] |= bits
+            elif stops_now:
+                by_ends.setdefault((row.final, True), []).append(index)
             else:
-                masks[index, words] &= ~bits
+                by_ends.setdefault((row.stops, row.may_stop()), []).append(index)
+        for (ends, may_come), group in by_ends.items():
+            places = np.ix_(group, ends.words)
+            masks[places] = masks[places] | ends.bits if may_come else masks[places] & ~ends.bits
         return masks

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from taco.kernels import native
+from taco.kernels.dispatch import op
+
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -37,6 +40,7 @@ def philox4x32(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     return np.stack((even[0], odd[0], even[1], odd[1])).astype(np.uint32)
 
 
+@op
 def uniform(seeds: np.ndarray, positions: np.ndarray, stream: int = 0) -> np.ndarray:
     """The random numbers of N tokens.
 
@@ -55,3 +59,15 @@ def uniform(seeds: np.ndarray, positions: np.ndarray, stream: int = 0) -> np.nda
         np.stack((positions & _LOW, positions >> _32, streams, zeros)), np.stack((seeds & _LOW, seeds >> _32))
     ).astype(np.uint64)
     return ((words[0] << _32 | words[1]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@uniform.candidate("native")
+def _uniform_native(seeds: np.ndarray, positions: np.ndarray, stream: int = 0) -> np.ndarray:
+    library = native.library()
+    if library is None:
+        return NotImplemented
+    seeds = np.ascontiguousarray(seeds, np.uint64)
+    positions = np.ascontiguousarray(positions, np.int64)
+    found = np.empty(len(seeds))
+    library.taco_uniform(seeds.ctypes.data, positions.ctypes.data, stream, len(seeds), found.ctypes.data)
+    return found

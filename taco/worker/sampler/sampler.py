@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from taco.kernels.sampling import draw, drop_below, max_token
-from taco.kernels.token_mask import apply_token_mask
+from taco.kernels.token_mask import apply_token_mask, draw_allowed
 from taco.logits_processor import LogitsProcessor
 from taco.plan import Candidates, LogprobRows, NewRow
 from taco.watermark import WatermarkConfig
@@ -185,6 +185,7 @@ class Sampler:
             self._candidates,
         )
         self._bits = {feature: 1 << index for index, feature in enumerate(self._features)}
+        self._of_bits: dict[int, tuple[Feature, ...]] = {}  # of the combinations that have occurred
         # Those that change logits in place before their log-probabilities are taken; marked rows have filters applied.
         self._edit_bits = sum(self._bits[feature] for feature in (*self._edits, self._watermark))
         # What cannot rule a token out, nor wants to know how it came about.
@@ -223,7 +224,7 @@ class Sampler:
     def remove(self, row: int) -> None:
         """Forgets a row."""
         assert self._in_use[row], f"row {row} is not in use"
-        for feature in self._used_by(row):
+        for feature in self._features_of(int(self._uses[row])):
             feature.remove(row)
         self._uses[row] = 0
         self._in_use[row] = False
@@ -234,10 +235,10 @@ class Sampler:
         counts = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
         self._num_tokens[index] += counts
         self._num_drawn[index] = np.maximum(self._num_drawn[index] - counts, 0)
-        for place in np.flatnonzero(self._uses[index] & self._output_bits).tolist():
-            for feature in self._used_by(rows[place]):
-                if feature.follows_output:
-                    feature.append(rows[place], token_ids[place])
+        followed = self._uses[index] & self._output_bits
+        for place in np.flatnonzero(followed).tolist():
+            for feature in self._features_of(int(followed[place])):
+                feature.append(rows[place], token_ids[place])
 
     def rollback(self, row: int, num_tokens: int) -> None:
         """Forgets the last `num_tokens` tokens of a row: first those drawn and not appended, then appended ones."""
@@ -247,9 +248,8 @@ class Sampler:
         if num_tokens:
             self._num_tokens[row] -= num_tokens
             assert self._num_tokens[row] >= self._num_prompt_tokens[row], f"row {row} has no so many output tokens"
-            for feature in self._used_by(row):
-                if feature.follows_output:
-                    feature.rollback(row, num_tokens)
+            for feature in self._features_of(int(self._uses[row]) & self._output_bits):
+                feature.rollback(row, num_tokens)
 
     def needs_host_tokens(self, row: int) -> bool:
         """Whether tokens drawn for the row must be appended before its next draw."""
@@ -285,9 +285,10 @@ class Sampler:
     def _bits_of(self, *kinds: type[Feature]) -> int:
         return sum(bit for feature, bit in self._bits.items() if isinstance(feature, kinds))
 
-    def _used_by(self, row: int) -> Iterator[Feature]:
-        uses = int(self._uses[row])
-        return (feature for feature, bit in self._bits.items() if uses & bit)
+    def _features_of(self, bits: int) -> tuple[Feature, ...]:
+        if bits not in self._of_bits:
+            self._of_bits[bits] = tuple(feature for feature, bit in self._bits.items() if bits & bit)
+        return self._of_bits[bits]
 
     # Tokens
 
@@ -428,35 +429,36 @@ class Sampler:
         assert self._guided is not None
         device = logits.device
         places, rows = guided.positions, guided.rows
-        rejected = np.ones(len(rows), bool)
+        is_reported = (uses[places] & self._bits[self._logprobs] != 0) & (not self._logprobs.raw)
+        rejected = None  # where that is known to the host
         if device.type == "cpu":
-            token_ids = output.token_ids.numpy()[places].tolist()
-            rejected = ~self._guided.allows(rows, places, token_ids)
-            wants_mask = uses[places] & self._bits[self._logprobs] != 0
-            masked = np.flatnonzero(rejected | (wants_mask & (not self._logprobs.raw)))
-            places, rows, rejected = places[masked], rows[masked], rejected[masked]
-            if not len(rows):
+            rejected = ~self._guided.allows(rows, places, output.token_ids.numpy()[places].tolist())
+            masked = np.flatnonzero(rejected | is_reported)
+            if not len(masked):
                 return
-        index = to_device(places, device)
+            places, rows, rejected, is_reported = (each[masked] for each in (places, rows, rejected, is_reported))
         masks = self._guided.masks(rows, places, device)
-        survivors = select_rows(logits, places)
-        apply_token_mask(survivors, masks, to_device(np.arange(len(rows)), device))
-        if survivors is not logits:
-            logits.index_copy_(0, index, survivors)
-        peaks, token_ids = max_token(survivors)
-        random = np.flatnonzero(uses[places] & self._bits[self._draw])
-        if len(random):
-            uniforms = self._draw.uniforms(rows[random], positions[places[random]], device, stream=1)
-            token_ids.index_copy_(0, to_device(random, device), draw(select_rows(survivors, random), uniforms))
-        drawn, old_peaks = output.token_ids[index], output.peaks[index]
-        if device.type == "cpu":
-            keeps = ~torch.from_numpy(rejected)
-        else:
-            words = masks.gather(1, (drawn // 32)[:, None])[:, 0]
-            keeps = (words >> (drawn % 32)) & 1 != 0
-        output.token_ids.index_copy_(0, index, torch.where(keeps, drawn, token_ids))
+        if is_reported.any():
+            reported = np.flatnonzero(is_reported)
+            apply_token_mask(logits, select_rows(masks, reported), to_device(places[reported], device))
+        if rejected is not None and not rejected.all():
+            again = np.flatnonzero(rejected)
+            places, rows, masks = places[again], rows[again], select_rows(masks, again)
+        index = to_device(places, device)
+        uniforms = self._draw.uniforms(rows, positions[places], device, stream=1)
+        peaks, token_ids, drawn = draw_allowed(logits, index, masks, uniforms)
+        is_random = uses[places] & self._bits[self._draw] != 0
+        token_ids = drawn if is_random.all() else torch.where(to_device(is_random, device), drawn, token_ids)
         # Of logits that are not finite the first look tells, wherever they are.
-        output.peaks.index_copy_(0, index, torch.where(keeps | ~(old_peaks < torch.inf), old_peaks, peaks))
+        keeps_peak = ~((old_peaks := output.peaks[index]) < torch.inf)
+        if rejected is None:
+            old_ids = output.token_ids[index]
+            words = masks.gather(1, (old_ids // 32)[:, None])[:, 0]
+            keeps = (words >> (old_ids % 32)) & 1 != 0
+            token_ids = torch.where(keeps, old_ids, token_ids)
+            keeps_peak |= keeps
+        output.token_ids.index_copy_(0, index, token_ids)
+        output.peaks.index_copy_(0, index, torch.where(keeps_peak, old_peaks, peaks))
 
     # The prompt
 

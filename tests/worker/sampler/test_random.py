@@ -38,6 +38,20 @@ def test_uniform_is_the_first_53_bits_of_philox_at_the_position() -> None:
     assert uniform(np.array([seed], np.uint64), np.array([position]))[0] == expected
 
 
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**62)), max_size=20),
+    stream=st.integers(0, 2**32 - 1),
+)
+def test_the_native_generator_is_the_same(pairs: list[tuple[int, int]], stream: int) -> None:
+    seeds = np.array([seed for seed, _ in pairs], np.uint64)
+    positions = np.array([position for _, position in pairs], np.int64)
+    with uniform.forced("reference"):
+        expected = uniform(seeds, positions, stream)
+    assert np.array_equal(uniform(seeds, positions, stream), expected)
+    wide = np.repeat(seeds, 2)[::2], np.repeat(positions, 2)[::2]  # every other entry of memory
+    assert np.array_equal(uniform(*wide, stream), expected)
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**40)), min_size=1, max_size=20))
 def test_uniform_depends_on_seed_and_position_alone(pairs: list[tuple[int, int]]) -> None:

@@ -138,6 +138,35 @@ TACO_API void taco_mask(float *logits, int64_t stride, int64_t size, const uint3
     chosen->mask(logits, stride, size, masks, mask_stride, positions, num_masks, num_threads);
 }
 
+/* Of row positions[i] of logits [.., size], as that leaves it: its maximum, the first index of that, and an index as
+ * `taco_draw` draws it. `rows` [num_threads, size] and `mass` [num_threads, size / 256 + 1] are scratch memory. */
+TACO_API void taco_draw_allowed(const float *logits, int64_t size, const int64_t *positions, const uint32_t *masks,
+                                int64_t mask_stride, int64_t num_masks, const double *uniforms, float *rows,
+                                double *mass, float *maxima, int64_t *likeliest, int64_t *drawn, int num_threads) {
+    chosen->draw_allowed(logits, size, positions, masks, mask_stride, num_masks, uniforms, rows, mass, maxima,
+                         likeliest, drawn, num_threads);
+}
+
+/* One number in [0, 1) for each of `count` tokens: the first 53 bits of Philox4x32-10 at counter (position, stream, 0), under
+ * the row's key. See taco/worker/sampler/random.py. */
+TACO_API void taco_uniform(const uint64_t *keys, const uint64_t *positions, uint32_t stream, int64_t count,
+                           double *numbers) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t x0 = (uint32_t)positions[i], x1 = (uint32_t)(positions[i] >> 32), x2 = stream, x3 = 0;
+        uint32_t key0 = (uint32_t)keys[i], key1 = (uint32_t)(keys[i] >> 32);
+        for (int round = 0; round < 10; round++) {
+            const uint64_t even = UINT64_C(0xD2511F53) * x0, odd = UINT64_C(0xCD9E8D57) * x2;
+            x0 = (uint32_t)(odd >> 32) ^ x1 ^ key0;
+            x1 = (uint32_t)odd;
+            x2 = (uint32_t)(even >> 32) ^ x3 ^ key1;
+            x3 = (uint32_t)even;
+            key0 += 0x9E3779B9;
+            key1 += 0xBB67AE85;
+        }
+        numbers[i] = (double)(((uint64_t)x0 << 32 | x1) >> 11) * 0x1p-53;
+    }
+}
+
 /* Calls `work` while the other threads of the team sleep. After a parallel region they wait for the next one in a busy
  * loop, for milliseconds, which takes the cores from threads that are not of the team. */
 TACO_API void taco_with_idle_team(void (*work)(void), int num_threads) {

@@ -93,6 +93,9 @@ typedef struct {
                  const int64_t *num_ties, const double *uniforms, double *scratch, int64_t *ids, int num_threads);
     void (*mask)(float *logits, int64_t stride, int64_t size, const uint32_t *masks, int64_t mask_stride,
                  const int64_t *positions, int64_t num_masks, int num_threads);
+    void (*draw_allowed)(const float *logits, int64_t size, const int64_t *positions, const uint32_t *masks,
+                         int64_t mask_stride, int64_t num_masks, const double *uniforms, float *rows, double *mass,
+                         float *maxima, int64_t *likeliest, int64_t *drawn, int num_threads);
 } taco_instruction_set;
 
 #endif
