@@ -10,30 +10,28 @@ that the tokens of a text have larger numbers than chance would give them; neith
 Context deduplication is from there too.
 
 The numbers are those of vLLM 0.33 with the PRF "philox", so texts of either engine are recognised by the other's
-detector. They come from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). All
-words below are 32 bits wide and held in int64 arrays of numpy or tensors of torch.
+detector. They come from Philox4x32-10. All words below are 32 bits wide and held in int64 arrays of numpy or tensors of
+torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.philox import philox4x32
 
 ALGORITHMS = ("gumbel", "dual_key_gumbel")
 SCOPES = ("none", "single_turn", "all")
 PADDING_TOKEN = -1  # stands in contexts for tokens before the first of the output
 
 _MASK = 0xFFFFFFFF
-_ROUNDS = 10
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _CONTEXT_DOMAIN = 0x574D4358  # "WMCX": keeps the two uses of the generator apart
 _TOKEN_DOMAIN = 0x574D544B  # "WMTK"
 _NUM_FRACTIONS = 1 << 24
@@ -128,24 +126,6 @@ class WatermarkConfig:
 # ----------------------------------------------------------------------------------------------------------------------
 # The numbers
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-    """Philox4x32-10 on arrays or tensors of words, which broadcast.
-
-    Args:
-        counter: four words.
-        key: two words.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        # Products overflow int64, which keeps their low 64 bits; the mask undoes the sign.
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = (product1 >> 32) & _MASK ^ c1 ^ k0, product1 & _MASK
-        c2, c3 = (product0 >> 32) & _MASK ^ c3 ^ k1, product0 & _MASK
-        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
-    return c0, c1, c2, c3
 
 
 def context_words(contexts: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -184,8 +184,10 @@ def test_cached_prefixes_are_shared_and_copied(
         ({"temperature": 0}, "processed_logprobs"),
         ({"temperature": 0.9, "seed": 3}, "raw_logits"),
         ({"temperature": 0.7, "seed": 3, "top_p": 0.8, "min_p": 0.01}, "processed_logprobs"),
+        ({"seed": 3, "structured_outputs": StructuredOutputsParams(regex="([a-c]|the ){20}")}, "processed_logprobs"),
+        ({"temperature": 0, "structured_outputs": StructuredOutputsParams(regex="([a-c]|the ){20}")}, "raw_logprobs"),
     ],
-    ids=["greedy", "random", "filtered"],
+    ids=["greedy", "random", "filtered", "guided", "guided, raw"],
 )
 def test_log_probabilities_are_those_of_the_cpu(tiny_llama_path: Path, fields: dict[str, Any], mode: str) -> None:
     params = SamplingParams(max_tokens=8, ignore_eos=True, logprobs=3, prompt_logprobs=2, **fields)
