@@ -34,7 +34,8 @@ class Reference:
 
     def __init__(self, path: str | Path) -> None:
         self.model = build(path)
-        self._known: dict[tuple[int, ...], torch.Tensor] = {}
+        self._known: set[tuple[int, ...]] = set()
+        self._prompt_logprobs: dict[tuple[int, ...], list[float]] = {}
 
     @torch.inference_mode()
     def logits(self, token_ids: list[int]) -> torch.Tensor:
@@ -50,12 +51,15 @@ class Reference:
         chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
         short = logits.amax(1) - chosen
         assert (short <= TIE).all(), f"token {int((short > TIE).nonzero()[0])} of the output is not the most likely one"
-        self._known[key] = chosen
+        self._known.add(key)
 
     def prompt_logprobs(self, prompt: list[int]) -> list[float]:
         """Log-probability of each prompt token but the first."""
-        logprobs = self.logits(prompt)[:-1].log_softmax(1)
-        return logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+        key = tuple(prompt)
+        if key not in self._prompt_logprobs:
+            logprobs = self.logits(prompt)[:-1].log_softmax(1)
+            self._prompt_logprobs[key] = logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+        return self._prompt_logprobs[key]
 
 
 def english_prompts(tokenizer, lengths) -> list[list[int]]:

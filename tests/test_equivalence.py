@@ -10,6 +10,7 @@ from tests.reference import Reference, english_prompts
 pytestmark = pytest.mark.real_model
 
 EDGES = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65]
+NUM_TOKENS = 12  # most sequences then begin another block
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,10 @@ def test_smollm2_greedy_tokens_and_prompt_logprobs(variant, smollm2_path, smollm
     with make_llm(smollm2_path, **VARIANTS[variant]) as llm:
         prompts = english_prompts(llm.get_tokenizer(), EDGES)
         prompts += [prompts[-1][:48] + prompts[3], prompts[-1][:41]]  # share a prefix
-        check(smollm2, llm, prompts, 20)
+        check(smollm2, llm, prompts, NUM_TOKENS)
         if variant in ("swapping", "recomputing"):
             assert llm.llm_engine.scheduler.num_preemptions > 0, "the pool is too large to test this"
-        check(smollm2, llm, prompts, 20)  # again, with whatever is cached
+        check(smollm2, llm, prompts, NUM_TOKENS)  # again, with whatever is cached
         params = SamplingParams(max_tokens=1, prompt_logprobs=0)
         for prompt in (prompts[0], prompts[5], prompts[10]):
             (output,) = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)
