@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from taco import LLM, SamplingParams, __version__
+from taco import LLM, RequestOutput, SamplingParams, __version__
 
 Prompts = Sequence[list[int]]
 
@@ -48,6 +48,37 @@ def run_taco(llm: LLM, prompts: Prompts, new_tokens: int, **options: Any) -> flo
     elapsed = time.perf_counter() - started
     assert all(len(output.outputs[0].token_ids) == new_tokens for output in outputs)
     return elapsed
+
+
+def in_turns(
+    prompts: Sequence[Any], runs: Sequence[tuple[LLM, Sequence[SamplingParams]]]
+) -> list[tuple[float, list[RequestOutput]]]:
+    """Runs engines in turns, a step each, so that they see the same machine, however its speed drifts.
+
+    Args:
+        prompts: of each run.
+        runs: engines, and parameters for each prompt.
+
+    Returns:
+        For each run its seconds, and the outputs in the order of the prompts.
+    """
+    seconds = [0.0] * len(runs)
+    outputs: list[dict[int, RequestOutput]] = [{} for _ in runs]
+    for llm, _ in runs:
+        llm.llm_engine.reset_prefix_cache()
+    for place, (llm, params) in enumerate(runs):
+        started = time.perf_counter()
+        for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+            llm.llm_engine.add_request(str(index), prompt, one)
+        seconds[place] += time.perf_counter() - started
+    while any(llm.llm_engine.has_unfinished_requests() for llm, _ in runs):
+        for place, (llm, _) in enumerate(runs):
+            started = time.perf_counter()
+            if llm.llm_engine.has_unfinished_requests():
+                for output in llm.llm_engine.step():
+                    outputs[place][int(output.request_id)] = output
+            seconds[place] += time.perf_counter() - started
+    return [(taken, [found[i] for i in range(len(prompts))]) for taken, found in zip(seconds, outputs, strict=True)]
 
 
 @torch.inference_mode()

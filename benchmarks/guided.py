@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import processor
+from common import in_turns, processor
 
 from taco import LLM, SamplingParams, __version__
 from taco.entrypoints.demo_model import packaged_model
@@ -141,7 +141,8 @@ def main() -> None:
             params = guided(str(repeat) if "new" in name else "warm-up")
             (guided_s, found), (free_s, free_found) = in_turns(prompts, [(llm, params), (other, free)])
             vars(sampler).pop("take_forced", None)
-            assert found == free_found == counts
+            for outputs in (found, free_found):
+                assert [len(output.outputs[0].token_ids) for output in outputs] == counts
             seconds[name].append(guided_s)
             seconds["free"].append(free_s)
             ratios.append(free_s / guided_s)
@@ -174,27 +175,6 @@ def main() -> None:
     print("and with schemas that all of them enforce:")
     for name in args.backends:
         measure_backend(name, Backends(vocabulary, num_threads=args.threads), specs, texts, vocabulary.size)
-
-
-def in_turns(prompts: list[Any], runs: list[tuple[LLM, list[SamplingParams]]]) -> list[tuple[float, list[int]]]:
-    """Runs engines in turns, a step each: for each its seconds, and how many tokens each output has."""
-    seconds = [0.0] * len(runs)
-    counts = [[0] * len(prompts) for _ in runs]
-    for llm, _ in runs:
-        llm.llm_engine.reset_prefix_cache()
-    for place, (llm, params) in enumerate(runs):
-        started = time.perf_counter()
-        for index, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
-            llm.llm_engine.add_request(str(index), prompt, one)
-        seconds[place] += time.perf_counter() - started
-    while any(llm.llm_engine.has_unfinished_requests() for llm, _ in runs):
-        for place, (llm, _) in enumerate(runs):
-            started = time.perf_counter()
-            if llm.llm_engine.has_unfinished_requests():
-                for output in llm.llm_engine.step():
-                    counts[place][int(output.request_id)] = len(output.outputs[0].token_ids)
-            seconds[place] += time.perf_counter() - started
-    return list(zip(seconds, counts, strict=True))
 
 
 def measure_backend(name: str, backends: Any, specs: list[Any], texts: list[list[int]], vocab_size: int) -> None:

@@ -3,8 +3,9 @@
     python benchmarks/sampling.py [--model MODEL] [--dtype bfloat16] [--prompts 64] [--tokens 64] [--only OPTION ...]
 
 All have the same prompts, of 48 to 80 tokens cut out of English text, and generate as many tokens for each, without end
-of sequence. Greedy decoding runs before each option anew; the figure is the median of the ratios. Log-probabilities are
-made into dicts for those who read them: "all read" includes that.
+of sequence. Greedy decoding runs beside each option anew, in another engine, each a step in turn, since the speed of
+shared machines drifts within seconds; the figure is the median of the ratios. Log-probabilities are made into dicts for
+those who read them: "all read" includes that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import english
+from common import english, in_turns
 
 from taco import LLM, SamplingParams, __version__
 from taco.entrypoints.demo_model import packaged_model
@@ -51,28 +52,31 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     model = args.model or str(packaged_model("smollm2"))
-    llm = LLM(model, dtype=args.dtype, max_model_len=1024)
+    llm, other = (LLM(model, dtype=args.dtype, max_model_len=1024) for _ in range(2))
     rng = random.Random(0)
     text = english(llm.get_tokenizer(), 60_000)
     starts = [rng.randrange(len(text) - 80) for _ in range(args.prompts)]
     prompts = [{"prompt_token_ids": text[start : start + rng.randint(48, 80)]} for start in starts]
 
-    def rate(options: dict[str, Any], reads: bool = False) -> float:
-        llm.llm_engine.reset_prefix_cache()
-        params = SamplingParams(max_tokens=args.tokens, ignore_eos=True, **options)
-        started = time.perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        if reads:
-            assert all(output.outputs[0].logprobs is not None for output in outputs)
-        return args.prompts * args.tokens / (time.perf_counter() - started)
+    num_tokens = args.prompts * args.tokens
 
-    rate(GREEDY)
+    def params(options: dict[str, Any]) -> list[SamplingParams]:
+        return [SamplingParams(max_tokens=args.tokens, ignore_eos=True, **options)] * args.prompts
+
+    in_turns(prompts, [(llm, params(GREEDY)), (other, params(GREEDY))])
     ratios: dict[str, list[float]] = {name: [] for name in args.only or OPTIONS}
     greedy: list[float] = []
     for _ in range(args.repeats):
         for name, values in ratios.items():
-            greedy.append(rate(GREEDY))
-            values.append(rate(OPTIONS[name], reads=name.endswith("all read")) / greedy[-1])
+            (greedy_s, _), (seconds, outputs) = in_turns(
+                prompts, [(other, params(GREEDY)), (llm, params(OPTIONS[name]))]
+            )
+            if name.endswith("all read"):
+                started = time.perf_counter()
+                assert all(output.outputs[0].logprobs is not None for output in outputs)
+                seconds += time.perf_counter() - started
+            greedy.append(num_tokens / greedy_s)
+            values.append(greedy_s / seconds)
     print(
         f"taco {__version__}, torch {torch.__version__}, {args.threads} threads; {Path(model).name} in {args.dtype}; "
         f"{args.prompts} prompts, {args.tokens} new tokens each"
