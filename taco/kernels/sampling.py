@@ -461,6 +461,56 @@ def _draw_kept_native(
     return ids
 
 
+def draw_near_peak(
+    logits: torch.Tensor,
+    places: np.ndarray,
+    peaks: torch.Tensor,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    min_p: np.ndarray,
+    uniforms: torch.Tensor,
+) -> torch.Tensor | None:
+    """As `draw`, for the rows at some places, from what filters leave of them, where those are tokens near the peak.
+
+    First `top_k` leaves the k most likely tokens and those that tie with the k-th; then `top_p` the smallest set of
+    most likely ones with this probability among them, of equal ones those with the lowest ids; then `min_p` those at
+    least so many times as likely as the most likely. The native kernel does all of it in one pass over a row.
+
+    Args:
+        logits: float32 [N, vocab]; not changed.
+        places: int64 [n].
+        peaks: float32 [n], the largest logit of each of these rows. Where it is not finite the row gets some token.
+        top_k: int64 [n], 0 for no limit, else less than vocab.
+        top_p: float64 [n], 1 for no limit.
+        min_p: float32 [n], its logarithm; -inf for no limit.
+        uniforms: float64 [n] in [0, 1).
+
+    Returns:
+        int64 [n], with -1 for rows of which too many tokens may be left; None without the native kernel.
+    """
+    library = _native_rows(logits)
+    if library is None:
+        return None
+    assert (places.dtype, top_k.dtype, top_p.dtype, min_p.dtype) == (np.int64, np.int64, np.float64, np.float32)
+    assert all(each.flags.c_contiguous for each in (places, top_k, top_p, min_p))
+    peaks, uniforms = peaks.contiguous(), uniforms.contiguous()
+    ids = torch.empty(len(places), dtype=torch.int64)
+    library.taco_draw_near(
+        logits.data_ptr(),
+        len(places),
+        logits.shape[1],
+        places.ctypes.data,
+        peaks.data_ptr(),
+        top_k.ctypes.data,
+        top_p.ctypes.data,
+        min_p.ctypes.data,
+        uniforms.data_ptr(),
+        ids.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return ids
+
+
 def drop_below(logits: torch.Tensor, edges: torch.Tensor, num_ties: torch.Tensor) -> None:
     """Sets to -inf, in place, what is less than a row's edge, and of what equals it all but the lowest ids.
 

@@ -96,6 +96,7 @@ _ARGUMENTS = {
     "taco_sum_exp": (_POINTER, _INT64, _INT64, _POINTER, _INT),
     "taco_draw": (_POINTER, _INT64, _INT64, _POINTER, _POINTER, _POINTER, _INT),
     "taco_draw_kept": (_POINTER, _INT64, _INT64, *(_POINTER,) * 6, _INT),
+    "taco_draw_near": (_POINTER, _INT64, _INT64, *(_POINTER,) * 7, _INT),
     "taco_mask": (_POINTER, _INT64, _INT64, _POINTER, _INT64, _POINTER, _INT64, _INT),
     "taco_draw_allowed": (_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, *(_POINTER,) * 6, _INT),
     "taco_uniform": (_POINTER, _POINTER, ctypes.c_uint32, _INT64, _POINTER),

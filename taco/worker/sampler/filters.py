@@ -3,6 +3,8 @@
 Each filter keeps the logits from some value upwards, so what a row's filters leave is described by two numbers: the
 smallest logit that is kept, and how many of the tokens with exactly that logit are. Both follow, nearly always, from a
 short list of the most likely tokens; whether the list was long enough is checked, and other rows are handled in full.
+
+Where native kernels draw, none of that is needed to draw a token, but only to report what is left.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from taco.kernels.sampling import edge_of, nucleus, places_where, sum_exp, top_tokens
+from taco.kernels.sampling import draw_near_peak, edge_of, nucleus, places_where, sum_exp, top_tokens
 from taco.plan import NewRow
 from taco.sampling_params import SamplingType
 from taco.worker.sampler.feature import Feature, Selection
@@ -135,6 +137,20 @@ class Filters(Feature):
             ties = torch.where(inner, ties, self._vocab_size)
             num_ties[places] = torch.where(listed[places], num_ties[places], ties)
         return Kept(edge, num_ties, values, token_ids, listed)
+
+    def draw_near_peak(
+        self, rows: np.ndarray, places: np.ndarray, logits: torch.Tensor, peaks: torch.Tensor, uniforms: torch.Tensor
+    ) -> torch.Tensor | None:
+        """As `taco.kernels.sampling.draw_near_peak`.
+
+        Args:
+            rows: int64 [n], row numbers.
+            places: int64 [n], of their logits.
+            logits: float32 [N, vocab].
+            peaks, uniforms: of these rows.
+        """
+        limits = self._top_k.host[rows], self._top_p.host[rows], self._log_min_p.host[rows]
+        return draw_near_peak(logits, places, peaks, *limits, uniforms)
 
     def _left_by_top_k(
         self, rows: np.ndarray, logits: torch.Tensor, kth: torch.Tensor, places: np.ndarray

@@ -396,20 +396,39 @@ class Sampler:
         if len(plain):
             drawn = draw(select_rows(logits, plain), select_rows(uniforms, plain))
             output.token_ids.index_copy_(0, to_device(plain, device), drawn)
+        near = np.flatnonzero(is_random & is_filtered)
+        if len(near):
+            is_random[near] &= ~self._draw_near_peaks(near, rows, logits, uniforms, output)  # these are done
         filtered = np.flatnonzero(is_filtered & (is_random | is_reported))
         if len(filtered):
             candidates, peaks = select_rows(logits, filtered), select_rows(output.peaks, filtered)
             kept = self._filters.find(rows[filtered], candidates, peaks)
-            drawn = draw_filtered(candidates, peaks, kept, select_rows(uniforms, filtered))
             chosen = np.flatnonzero(is_random[filtered])
-            output.token_ids.index_copy_(0, to_device(filtered[chosen], device), select_rows(drawn, chosen))
+            if len(chosen):
+                drawn = draw_filtered(candidates, peaks, kept, select_rows(uniforms, filtered))
+                output.token_ids.index_copy_(0, to_device(filtered[chosen], device), select_rows(drawn, chosen))
             chosen = np.flatnonzero(is_reported[filtered])
             if len(chosen):
                 places = to_device(chosen, device)
-                survivors = select_rows(candidates, chosen)
-                drop_below(survivors, kept.edge[places], kept.num_ties[places])
+                survivors, edges, num_ties = select_rows(candidates, chosen), kept.edge[places], kept.num_ties[places]
+                # Another way of adding up probabilities may have left the token that was drawn, by their last bit.
+                own = survivors.gather(1, select_rows(output.token_ids, filtered[chosen])[:, None])[:, 0]
+                num_ties = torch.where(own < edges, self._vocab_size, num_ties)
+                drop_below(survivors, torch.minimum(edges, own), num_ties)
                 if survivors is not logits:
                     logits.index_copy_(0, to_device(filtered[chosen], device), survivors)
+
+    def _draw_near_peaks(
+        self, places: np.ndarray, rows: np.ndarray, logits: torch.Tensor, uniforms: torch.Tensor, output: SamplerOutput
+    ) -> np.ndarray:
+        """Draws for filtered rows at some places, where few tokens are left; returns for which it has, bool [n]."""
+        peaks, own_uniforms = select_rows(output.peaks, places), select_rows(uniforms, places)
+        drawn = self._filters.draw_near_peak(rows[places], places, logits, peaks, own_uniforms)
+        if drawn is None:
+            return np.zeros(len(places), bool)
+        is_drawn = drawn.numpy() >= 0
+        output.token_ids.numpy()[places[is_drawn]] = drawn.numpy()[is_drawn]
+        return is_drawn
 
     def _split(self, selection: Selection, uses: np.ndarray) -> tuple[Selection | None, Selection | None]:
         """The rows whose grammars rule tokens out before something else acts on the logits, and the others."""

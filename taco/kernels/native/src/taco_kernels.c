@@ -131,6 +131,14 @@ TACO_API void taco_draw_kept(const float *logits, int64_t rows, int64_t size, co
     chosen->draw(logits, rows, size, places, edges, num_ties, uniforms, scratch, ids, num_threads);
 }
 
+/* Draws an index of each of `rows` rows of logits [.., size], those at `places`, from what top_k, top_p and min_p leave of
+ * them, or gives -1 where too many entries are likely; see taco/kernels/sampling.py. */
+TACO_API void taco_draw_near(const float *logits, int64_t rows, int64_t size, const int64_t *places,
+                             const float *maxima, const int64_t *top_k, const double *top_p, const float *log_min_p,
+                             const double *uniforms, int64_t *ids, int num_threads) {
+    chosen->draw_near(logits, rows, size, places, maxima, top_k, top_p, log_min_p, uniforms, ids, num_threads);
+}
+
 /* Sets entries of logits [.., size] to -inf: those of row positions[i] whose bit in row i of masks [num_masks,
  * ceil(size / 32)] is 0. Rows are `stride` and `mask_stride` entries apart. */
 TACO_API void taco_mask(float *logits, int64_t stride, int64_t size, const uint32_t *masks, int64_t mask_stride,

@@ -91,6 +91,9 @@ typedef struct {
     void (*sum_exp)(const float *logits, int64_t rows, int64_t size, double *sums, int num_threads);
     void (*draw)(const float *logits, int64_t rows, int64_t size, const int64_t *places, const float *edges,
                  const int64_t *num_ties, const double *uniforms, double *scratch, int64_t *ids, int num_threads);
+    void (*draw_near)(const float *logits, int64_t rows, int64_t size, const int64_t *places, const float *maxima,
+                      const int64_t *top_k, const double *top_p, const float *log_min_p, const double *uniforms,
+                      int64_t *ids, int num_threads);
     void (*mask)(float *logits, int64_t stride, int64_t size, const uint32_t *masks, int64_t mask_stride,
                  const int64_t *positions, int64_t num_masks, int num_threads);
     void (*draw_allowed)(const float *logits, int64_t size, const int64_t *positions, const uint32_t *masks,
