@@ -397,7 +397,7 @@ class Sampler:
             drawn = draw(select_rows(logits, plain), select_rows(uniforms, plain))
             output.token_ids.index_copy_(0, to_device(plain, device), drawn)
         near = np.flatnonzero(is_random & is_filtered)
-        if len(near):
+        if len(near) and device.type == "cpu":
             is_random[near] &= ~self._draw_near_peaks(near, rows, logits, uniforms, output)  # these are done
         filtered = np.flatnonzero(is_filtered & (is_random | is_reported))
         if len(filtered):
