@@ -44,17 +44,16 @@ class EngineControl:
         self._is_updating = False
         self._weight_version = "default"
 
-    def _finish_steps(self) -> None:
-        """Waits for the steps in flight; their outputs come with the next `step`."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # of `LLMEngine`
 
-    def _finish_requests(self) -> None:
-        """Runs all requests to their end; their outputs come with the next `step`."""
-        raise NotImplementedError
+        def _finish_steps(self) -> None:
+            """Waits for the steps in flight; their outputs come with the next `step`."""
 
-    def _abort_requests(self) -> None:
-        """Aborts all requests; their outputs come with the next `step`."""
-        raise NotImplementedError
+        def _finish_requests(self) -> None:
+            """Runs all requests to their end; their outputs come with the next `step`."""
+
+        def _abort_requests(self) -> None:
+            """Aborts all requests; their outputs come with the next `step`."""
 
     def _alive(self) -> InProcessExecutor:
         if self._executor is None:
