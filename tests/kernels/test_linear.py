@@ -53,6 +53,8 @@ def layouts() -> list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "pack"), layouts())
 def test_every_layout_agrees(name: str, pack: Callable, dtype: torch.dtype, out_dtype: torch.dtype | None) -> None:
+    if name == "onednn" and dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no products in bfloat16 on this processor")
     x, weight, bias = tensors(5, 48, 33, dtype, 0)
     packed = pack(weight)
     expected = torch.nn.functional.linear(x, weight, bias).to(out_dtype or dtype)
