@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import statistics
 import subprocess
 import time
 from collections import defaultdict
@@ -102,14 +101,14 @@ def num_parameters(model: Any) -> tuple[int, int]:
     return total - head * (1 if model.head.tied else 2), head
 
 
-def median_time(function: Callable[[], object], repeats: int = 15) -> float:
-    """Median of the seconds that a call takes."""
+def times_of(function: Callable[[], object], repeats: int) -> list[float]:
+    """The seconds that calls take, the shortest first."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
         function()
         times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return sorted(times)
 
 
 def versions() -> dict[str, str]:

@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 import transformers
-from common import median_time, num_parameters, run_taco, run_transformers, timed_parts, versions
+from common import num_parameters, run_taco, run_transformers, timed_parts, times_of, versions
 
 from taco import LLM, SamplingParams
 from taco.worker import memory, profile
@@ -217,7 +217,7 @@ class Machine:
             self.synchronize()
 
         run()
-        return median_time(run, 5) / calls
+        return statistics.median(times_of(run, 5)) / calls
 
     def device_seconds(self, work: Callable[[], object]) -> float:
         """Seconds in which the device computes or copies, of all that `work` hands over; 0 where they are unknown."""

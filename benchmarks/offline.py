@@ -10,7 +10,7 @@ Workloads, all greedy and without end of sequence, from token-id prompts cut out
 
 Engines take turns, and a figure is the median of the repeats, with the smallest and the largest. The limit is what this
 machine could do at most: weights read once a token at the measured memory bandwidth (W1), or the products of the linear
-layers at the measured peak of the matrix library (the others). Attention and everything else would come on top.
+layers at the measured peak of one product alone (the others). Attention and everything else would come on top.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import transformers
 from common import (
     commit,
     english,
-    median_time,
     num_parameters,
     processor,
     run_taco,
     run_transformers,
     timed_parts,
+    times_of,
     versions,
 )
 
@@ -112,12 +112,12 @@ def rate(workload: str, prompts: list[list[int]], seconds: float, first_token_s:
 
 
 def machine_limits(dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes/s of reading memory, and operations/s of a matrix product of 256 rows in oneDNN's own layout."""
+    """Bytes/s of reading memory, and operations/s of a matrix product of 256 rows: of the fastest of some calls."""
     block = torch.ones(64 << 20, dtype=torch.float32)
-    bandwidth = block.numel() * 4 / median_time(lambda: block.sum())
+    bandwidth = block.numel() * 4 / times_of(block.sum, 15)[0]
     x, w = torch.randn(256, 576).to(dtype), torch.randn(3072, 576).to(dtype)
     packed = pack_weight(w)
-    product = median_time(lambda: linear(x, packed), 50)
+    product = times_of(lambda: linear(x, packed), 50)[0]
     return bandwidth, 2 * 256 * 576 * 3072 / product
 
 
@@ -153,11 +153,11 @@ def main() -> None:
     prompts = make_prompts(taco.llm.get_tokenizer())
     body, head = num_parameters(taco.llm.llm_engine._executor.worker.model)
     dtype = getattr(torch, args.dtype)
-    bandwidth, peak = machine_limits(dtype)
+    peaks = machine_limits(dtype)
     print(
         f"{processor()}, {args.threads} threads, {date.today()}; taco {__version__} ({commit()}), "
         f"torch {torch.__version__}, transformers {transformers.__version__}; {Path(model).name} in {args.dtype}\n"
-        f"memory {bandwidth / 1e9:.1f} GB/s, products {peak / 1e9:.0f} GFLOP/s; "
+        f"memory {peaks[0] / 1e9:.1f} GB/s, products {peaks[1] / 1e9:.0f} GFLOP/s; "
         + ", ".join(f"{engine.name} loaded in {engine.load_s:.1f} s" for engine in engines)
     )
     results: dict[str, Any] = {}
@@ -172,7 +172,10 @@ def main() -> None:
                 if workload == "W1":
                     first[engine.name].append(engine.run(rows, 1, workload))
                 times[engine.name].append(engine.run(rows, NEW_TOKENS[workload], workload))
-        bound = limit(workload, rows, body, head, dtype.itemsize, (bandwidth, peak))
+        # Shared machines drift: the limit is that of the fastest moment seen.
+        again = machine_limits(dtype)
+        peaks = max(peaks[0], again[0]), max(peaks[1], again[1])
+        bound = limit(workload, rows, body, head, dtype.itemsize, peaks)
         figures = {}
         for engine in engines:
             first_s = statistics.median(first[engine.name]) if workload == "W1" else 0.0
@@ -197,7 +200,7 @@ def main() -> None:
         results[workload] = {"limit": bound, "tokens_per_s": figures, "parts_s": dict(parts)}
     if args.json:
         header = versions() | {"threads": args.threads, "model": Path(model).name, "dtype": args.dtype}
-        header |= {"memory_bytes_per_s": bandwidth, "products_per_s": peak}
+        header |= {"memory_bytes_per_s": peaks[0], "products_per_s": peaks[1]}
         header |= {"load_s": {engine.name: engine.load_s for engine in engines}}
         args.json.write_text(json.dumps(header | {"workloads": results}, indent=1) + "\n")
 
