@@ -1,7 +1,7 @@
 """Frozen configurations: what `EngineArgs.create_config` resolved, read by every layer below it.
 
 They hold plain data. Data types are names ("float32", "bfloat16", "float16") and devices are "cpu" or "cuda", so that
-the host side can read them without torch. Nothing here decides anything; `taco.engine.arg_utils` does.
+the host side can read them without torch. Nothing here decides anything; `taco.engine.arg_resolution` does.
 """
 
 from __future__ import annotations

@@ -16,41 +16,79 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
-import math
-import numbers
-import operator
-import os
-import re
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from taco import envs
-from taco.compat import Behaviour, behaviour_for
+from taco.compat import behaviour_for
 from taco.config import (
     QUANTIZATION_METHODS,
     CacheConfig,
     DeviceConfig,
-    GuidedDecodingConfig,
     LoadConfig,
     ModelConfig,
     ParallelConfig,
-    ProfilerConfig,
-    ReasoningConfig,
     SchedulerConfig,
     TacoConfig,
 )
+from taco.engine.arg_fields import (
+    ClassName,
+    DType,
+    ExecutorRule,
+    Implemented,
+    Integer,
+    JsonObject,
+    LogitsProcessorsRule,
+    Number,
+    OneOf,
+    PoolerRule,
+    ProfilerRule,
+    ReasoningParser,
+    ReasoningRule,
+    Rule,
+    StructuredOutputsRule,
+    Switch,
+    TextList,
+    Token,
+    Treatment,
+    WatermarkRule,
+    immaterial,
+    implemented,
+    not_built,
+    treatment_of,
+)
+from taco.engine.arg_resolution import (
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_NUM_BATCHED_TOKENS,
+    DEFAULT_NUM_SEQS,
+    FIT_MAX_MODEL_LEN,
+    Problems,
+    check_combinations,
+    check_generation_overrides,
+    check_quantization,
+    check_rope,
+    checkpoint_dtype,
+    first_given,
+    for_encoder,
+    profiler_from_environment,
+    read_generation_config,
+    resolve_batch_limits,
+    resolve_chat_template,
+    resolve_cpu_kv_cache_bytes,
+    resolve_default_sampling_params,
+    resolve_device,
+    resolve_dtype,
+    resolve_guided_decoding,
+    resolve_max_model_len,
+    resolve_swap_space_bytes,
+)
 from taco.engine.pooling_config import Task, resolve_pooler, resolve_task, scores_by_tokens
 from taco.errors import TacoValidationError, UnsupportedFeatureError
-from taco.guided.request import BACKENDS, StructuredOutputsConfig, backend_name
-from taco.logits_processor import load_logits_processors
+from taco.guided.request import BACKENDS, StructuredOutputsConfig
 from taco.pooling_params import PoolerConfig
-from taco.reasoning import MARKS, complete_reasoning_config
+from taco.reasoning import complete_reasoning_config
 from taco.usage_context import UsageContext
 from taco.watermark import WatermarkConfig
 
@@ -61,451 +99,6 @@ if TYPE_CHECKING:
     from taco.models.loader.source import ModelSource
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-Device = Literal["cpu", "cuda"]
-
-GIB = 1 << 30
-DEFAULT_BLOCK_SIZE = 16
-DEFAULT_NUM_SEQS = 256
-DEFAULT_NUM_BATCHED_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 8192}
-FIT_MAX_MODEL_LEN = -1  # max_model_len="auto"
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Rules: which values a field takes, from Python and from the command line
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A text. Other rules derive from this one.
-
-    Args:
-        optional: None is allowed, and empty texts, lists and dicts mean None.
-    """
-
-    optional: bool = False
-
-    is_secret: ClassVar[bool] = False  # messages do not show values
-
-    def check(self, value: Any) -> Any:
-        """Canonical form of `value`; a ValueError says what it must be."""
-        if self.optional and (value is None or _is_empty(value)):
-            return None
-        return self.check_given(value)
-
-    def check_given(self, value: Any) -> Any:
-        """`check` for a value that does not stand for an allowed None."""
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-            raise ValueError("must be a text that is not empty")
-        return os.fspath(value)
-
-    def from_text(self, text: str) -> Any:
-        """A command line argument as the Python value that it stands for."""
-        return text
-
-    def flag_options(self) -> dict[str, Any]:
-        """Keywords of `argparse.ArgumentParser.add_argument`."""
-        return {"type": self._parse_argument}
-
-    def _parse_argument(self, text: str) -> Any:
-        try:
-            return self.check(self.from_text(text))
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error) if self.is_secret else f"{text!r}: {error}") from None
-
-
-@dataclass(frozen=True)
-class TextList(Rule):
-    """A text or a list of texts, as a tuple."""
-
-    def check_given(self, value: Any) -> tuple[str, ...]:
-        items = (value,) if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not items or not all(isinstance(item, str) for item in items):
-            raise ValueError("must be a text or a list of texts")
-        return tuple(items)
-
-    def flag_options(self) -> dict[str, Any]:
-        return {"nargs": "+"}
-
-
-@dataclass(frozen=True)
-class Token(Rule):
-    """An access token, or True for the one that `hf auth login` stored."""
-
-    def check_given(self, value: Any) -> str | bool:
-        return value if isinstance(value, bool) else cast(str, super().check_given(value))
-
-
-@dataclass(frozen=True)
-class Switch(Rule):
-    """True or False; `--name` and `--no-name` on the command line."""
-
-    def check_given(self, value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValueError("must be True or False")
-        return value
-
-    def flag_options(self) -> dict[str, Any]:
-        return {"action": argparse.BooleanOptionalAction}
-
-
-@dataclass(frozen=True)
-class OneOf(Rule):
-    """One of some values. Others may well mean something to vLLM, so they count as unsupported rather than wrong."""
-
-    values: tuple[Any, ...] = ()
-
-    def check_given(self, value: Any) -> Any:
-        for known in self.values:
-            if _same(value, known):
-                return known
-        shown = [*self.values, None] if self.optional else [*self.values]
-        raise UnsupportedFeatureError(f"taco supports {_listed(shown)}")
-
-    def from_text(self, text: str) -> Any:
-        return type(self.values[0])(text)
-
-    def flag_options(self) -> dict[str, Any]:
-        return {**super().flag_options(), "metavar": "{" + ",".join(str(value) for value in self.values) + "}"}
-
-
-@dataclass(frozen=True)
-class DType(OneOf):
-    """The name of a data type or a torch.dtype object; the canonical form is "auto" or torch's own name."""
-
-    values: tuple[Any, ...] = ("auto", "half", "float16", "bfloat16", "float", "float32")
-
-    def check_given(self, value: Any) -> str:
-        # str() and not isinstance(): this module must not need torch to recognise a torch.dtype.
-        name = cast(str, super().check_given(str(value).removeprefix("torch.")))
-        return {"half": "float16", "float": "float32"}.get(name, name)
-
-
-@dataclass(frozen=True)
-class Integer(Rule):
-    """An integer in a range.
-
-    Args:
-        minimum, maximum: the range, both ends included.
-        scaled: texts such as "4096", "4k" (4000), "4K" (4096) and "1.5m" are numbers too.
-        words: further values and the integers that they stand for; these may lie outside the range.
-    """
-
-    minimum: int = 0
-    maximum: int | None = None
-    scaled: bool = False
-    words: tuple[tuple[str, int], ...] = ()
-
-    def check_given(self, value: Any) -> int:
-        for word, number in self.words:
-            if _same(value, word) or _same(value, number):
-                return number
-        if isinstance(value, str) and self.scaled:
-            value = _parse_scaled_integer(value)
-        if hasattr(value, "__index__") and not isinstance(value, bool):
-            number = operator.index(value)
-            if self.minimum <= number and (self.maximum is None or number <= self.maximum):
-                return number
-        raise ValueError(f"must be {self._described()}")
-
-    def from_text(self, text: str) -> int | str:
-        return text if self.scaled else int(text) if re.fullmatch(r"[+-]?\d+", text) else text
-
-    def _described(self) -> str:
-        text = f"an integer of at least {self.minimum}"
-        if self.maximum is not None:
-            text = f"an integer from {self.minimum} to {self.maximum}"
-        if self.scaled:
-            text += ' (or a text such as "4k" or "4K")'
-        return text + "".join(f", or {word!r}" for word, _ in self.words)
-
-
-@dataclass(frozen=True)
-class Number(Rule):
-    """A finite number in a range, whose lower end may be excluded."""
-
-    minimum: float = 0.0
-    maximum: float = math.inf
-    exclude_minimum: bool = False
-
-    def check_given(self, value: Any) -> float:
-        if not isinstance(value, bool) and isinstance(value, numbers.Real):
-            try:
-                number = float(value)
-            except OverflowError:
-                number = math.inf
-            in_range = self.minimum <= number <= self.maximum and not (self.exclude_minimum and number == self.minimum)
-            if in_range and math.isfinite(number):
-                return number
-        lower = f"above {self.minimum:g}" if self.exclude_minimum else f"of at least {self.minimum:g}"
-        upper = "" if math.isinf(self.maximum) else f" and at most {self.maximum:g}"
-        raise ValueError(f"must be a number {lower}{upper}")
-
-    def from_text(self, text: str) -> float | str:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-
-@dataclass(frozen=True)
-class JsonObject(Rule):
-    """A dict; JSON on the command line. It may be a callable too where `or_callable` says so."""
-
-    or_callable: bool = False
-
-    def check_given(self, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return dict(value)
-        if self.or_callable and callable(value):
-            return value
-        raise ValueError("must be a dict" + (" or a callable" if self.or_callable else ""))
-
-    def from_text(self, text: str) -> Any:
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"is not valid JSON ({error})") from None
-
-
-@dataclass(frozen=True)
-class PoolerRule(JsonObject):
-    """A `PoolerConfig`, or its fields as a dict."""
-
-    def check_given(self, value: Any) -> PoolerConfig:
-        if isinstance(value, Mapping):
-            value = dict(value)
-        elif not hasattr(value, "pooling_type"):
-            raise ValueError("must be a PoolerConfig or a dict of its fields")
-        return PoolerConfig.from_mapping(value)
-
-
-@dataclass(frozen=True)
-class StructuredOutputsRule(JsonObject):
-    """A `StructuredOutputsConfig`, or its fields as a dict."""
-
-    def check_given(self, value: Any) -> StructuredOutputsConfig:
-        return StructuredOutputsConfig.from_mapping(value)
-
-
-@dataclass(frozen=True)
-class ProfilerRule(JsonObject):
-    """A `ProfilerConfig`, or its fields as a dict, of which `profiler` may be None for no profiler."""
-
-    def check_given(self, value: Any) -> ProfilerConfig | None:
-        given = dict(value) if isinstance(value, Mapping) else dict(vars(value)) if hasattr(value, "__dict__") else {}
-        if given.get("profiler", "torch") is None:
-            return None
-        if not given.get("torch_profiler_dir"):
-            raise ValueError('must have a folder for trace files, as in {"torch_profiler_dir": "traces"}')
-        fields = {field.name: field for field in dataclasses.fields(ProfilerConfig)}
-        for name, setting in given.items():
-            if name not in fields or (name == "profiler" and setting != "torch"):
-                raise UnsupportedFeatureError(f"{name}={setting!r} is not supported; taco has {_listed([*fields])}")
-            default = fields[name].default
-            if default is not dataclasses.MISSING and type(setting) is not type(default):
-                raise ValueError(f"{name} must be of type {type(default).__name__}")
-            if isinstance(setting, int) and setting < 0:
-                raise ValueError(f"{name} must be at least 0")
-        return ProfilerConfig(**given)
-
-
-@dataclass(frozen=True)
-class ReasoningParser(OneOf):
-    """A kind of reasoning model; an empty text for none."""
-
-    values: tuple[Any, ...] = tuple(MARKS)
-
-    def check(self, value: Any) -> str:
-        return "" if value is None or value == "" else cast(str, self.check_given(value))
-
-
-@dataclass(frozen=True)
-class ReasoningRule(JsonObject):
-    """A `ReasoningConfig`, or its fields as a dict."""
-
-    def check_given(self, value: Any) -> ReasoningConfig:
-        if isinstance(value, ReasoningConfig):
-            return value
-        if not isinstance(value, Mapping):
-            raise ValueError("must be a ReasoningConfig or a dict of its fields")
-        names = [field.name for field in dataclasses.fields(ReasoningConfig)]
-        for name, text in value.items():
-            if name not in names:
-                raise UnsupportedFeatureError(f"{name!r} is not known; there are {_listed(names)}")
-            if not isinstance(text, str | None):
-                raise ValueError(f"{name} must be a text")
-        return ReasoningConfig(**{name: text or "" for name, text in value.items()})
-
-
-@dataclass(frozen=True)
-class WatermarkRule(JsonObject):
-    """A `WatermarkConfig`, or its fields as a dict."""
-
-    is_secret = True
-
-    def check_given(self, value: Any) -> WatermarkConfig:
-        if isinstance(value, WatermarkConfig):
-            return value
-        if not isinstance(value, Mapping):
-            raise ValueError("must be a WatermarkConfig or a dict of its fields")
-        return WatermarkConfig.from_mapping(value)
-
-
-@dataclass(frozen=True)
-class ExecutorRule(Rule):
-    """The name of an executor that does, for one device, what the one in this process does."""
-
-    def check_given(self, value: Any) -> str:
-        if value not in ("uni", "mp", "external_launcher"):
-            raise UnsupportedFeatureError('another executor is not supported; pass "uni", or leave it out')
-        if value == "external_launcher" and (num_processes := envs.world_size()) > 1:
-            raise UnsupportedFeatureError(
-                f"a launcher has started {num_processes} processes (WORLD_SIZE), but an engine runs in one; start "
-                "independent processes, each with a part of the prompts"
-            )
-        return cast(str, value)
-
-
-@dataclass(frozen=True)
-class LogitsProcessorsRule(TextList):
-    """Classes of logits processors, or their names, as a tuple of classes."""
-
-    def check_given(self, value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple):
-            raise ValueError("must be a list of classes or of their names")
-        return load_logits_processors(value)
-
-
-@dataclass(frozen=True)
-class ClassName(Rule):
-    """A class, or its "module.name"; an empty text for none."""
-
-    def check_given(self, value: Any) -> str | type:
-        if isinstance(value, type) or value == "":
-            return cast("str | type", value)
-        name = super().check_given(value)
-        if not re.fullmatch(r"\w+(\.\w+)+", name):
-            raise ValueError('must be a class or its name, as in "package.module.Class"')
-        return cast(str, name)
-
-
-def _same(value: object, known: object) -> bool:
-    """Equality that keeps True and 1 apart."""
-    return isinstance(value, bool) == isinstance(known, bool) and bool(value == known)
-
-
-def _is_empty(value: object) -> bool:
-    return isinstance(value, str | list | tuple | set | dict) and not value
-
-
-def _listed(values: list[Any]) -> str:
-    return ", ".join(repr(value) for value in values)
-
-
-def _parse_scaled_integer(text: str) -> int | str:
-    """The number that "4096", "4k" or "1.5m" (powers of 1000) or "4K" (powers of 1024) mean, or `text` itself.
-
-    A fraction goes with powers of 1000 only, as in vLLM: "1.5K" has no agreed meaning.
-    """
-    match = re.fullmatch(r"(\d+)(\.\d+)?([kmgt]?|[KMGT])", text.strip())
-    if match is None:
-        return text
-    whole, fraction, suffix = match.groups()
-    scale = (1000 if suffix.islower() else 1024) ** " kmgt".index(suffix.lower() or " ")
-    if fraction is None:
-        return int(whole) * scale
-    number = float(whole + fraction) * scale
-    return round(number) if suffix.islower() and abs(number - round(number)) < 1e-6 else text
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Treatments: what happens to the value of a field
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Implemented:
-    """The field does what `help` says.
-
-    Args:
-        help: what it does, for the CLI and the documentation.
-        rule: the values it takes.
-    """
-
-    help: str
-    rule: Rule
-
-    def check(self, name: str, value: Any, default: Any) -> Any:
-        """Canonical value of the field; the error names the field."""
-        try:
-            return self.rule.check(value)
-        except ValueError as error:
-            cls = UnsupportedFeatureError if isinstance(error, UnsupportedFeatureError) else TacoValidationError
-            if self.rule.is_secret:
-                raise cls(f"{name}: {error}", parameter=name) from None
-            raise cls(f"{name}={value!r}: {error}", parameter=name, value=value) from None
-
-
-@dataclass(frozen=True)
-class Immaterial:
-    """The value of the field cannot matter here.
-
-    Args:
-        reason: why.
-        obsolete: newer versions of vLLM have dropped the name; a value for it makes a DeprecationWarning.
-    """
-
-    reason: str
-    obsolete: bool = False
-
-    def check(self, name: str, value: Any, default: Any) -> Any:
-        if self.obsolete and not _same(value, default):
-            warnings.warn(f"{name} has no effect and can go: {self.reason}.", DeprecationWarning, stacklevel=2)
-        return value
-
-
-@dataclass(frozen=True)
-class NotBuilt:
-    """The feature behind the field does not exist yet.
-
-    Args:
-        feature: what a caller who sets the field asks for.
-        also: neutral values besides the default.
-    """
-
-    feature: str
-    also: tuple[Any, ...] = ()
-
-    def check(self, name: str, value: Any, default: Any) -> Any:
-        neutral = [default, *self.also]
-        if any(_same(value, known) for known in neutral) or (_is_empty(value) and not default):
-            return default
-        raise UnsupportedFeatureError(
-            f"{name}={value!r}: {self.feature} is not supported; {name} can only be {_listed(neutral)}",
-            parameter=name,
-            value=value,
-        )
-
-
-Treatment = Implemented | Immaterial | NotBuilt
-
-
-def implemented(default: Any, rule: Rule, help: str, *, show: bool = True) -> Any:
-    """A field of `EngineArgs` that does what `help` says; `show=False` keeps a secret out of `repr`."""
-    return dataclasses.field(default=default, repr=show, metadata={"treatment": Implemented(help, rule)})
-
-
-def immaterial(default: Any, reason: str, *, obsolete: bool = False) -> Any:
-    """A field of `EngineArgs` that is accepted because of `reason`."""
-    return dataclasses.field(default=default, metadata={"treatment": Immaterial(reason, obsolete)})
-
-
-def not_built(default: Any, feature: str, *, also: tuple[Any, ...] = ()) -> Any:
-    """A field of `EngineArgs` that raises unless it has its default, is empty, or is in `also`."""
-    return dataclasses.field(default=default, metadata={"treatment": NotBuilt(feature, also)})
-
 
 ONE_DEVICE = "it concerns several devices or processes, and the engine is one process on one device"
 ONE_TOKENIZER = "prompts are tokenised in the process of the engine"
@@ -1133,7 +726,7 @@ class EngineArgs:
         from taco.models.loader.source import load_generation_config
         from taco.models.registry import known_architecture
 
-        problems = _Problems()
+        problems = Problems()
         args = self._checked(problems)
         with problems.collecting():
             behaviour = behaviour_for(args.compat_version)
@@ -1196,7 +789,7 @@ class EngineArgs:
             args.dtype, checkpoint_dtype(hf_config), text_config.model_type, device, behaviour, pools=pooler is not None
         )
         # On a CPU the device work of a step runs in this thread, so there is nothing to overlap it with.
-        use_async = _first_given(args.async_scheduling, device != "cpu" and not args.disable_async_output_proc)
+        use_async = first_given(args.async_scheduling, device != "cpu" and not args.disable_async_output_proc)
         default_logprobs_mode = "processed_logprobs" if behaviour.logprobs_after_processing else "raw_logprobs"
         overrides = args.override_generation_config or {}
         overridden_eos = {name: value for name, value in overrides.items() if name == "eos_token_id"}
@@ -1238,11 +831,11 @@ class EngineArgs:
                 logits_processors=tuple(args.logits_processors or ()),
             ),
             cache_config=CacheConfig(
-                block_size=_first_given(args.block_size, DEFAULT_BLOCK_SIZE),
+                block_size=first_given(args.block_size, DEFAULT_BLOCK_SIZE),
                 gpu_memory_utilization=args.gpu_memory_utilization,
                 swap_space_bytes=resolve_swap_space_bytes(args, device),
                 kv_cache_dtype=dtype,
-                enable_prefix_caching=_first_given(args.enable_prefix_caching, behaviour.prefix_caching_default),
+                enable_prefix_caching=first_given(args.enable_prefix_caching, behaviour.prefix_caching_default),
                 num_gpu_blocks_override=args.num_gpu_blocks_override,
                 kv_cache_memory_bytes=args.kv_cache_memory_bytes,
                 cpu_kv_cache_bytes=cpu_kv_cache_bytes,
@@ -1273,7 +866,7 @@ class EngineArgs:
             log_stats_interval_s=log_stats_interval_s,
         )
 
-    def _checked(self, problems: _Problems) -> Self:
+    def _checked(self, problems: Problems) -> Self:
         """A copy with canonical values; where a value is wrong, it has the default and `problems` the error."""
         values: dict[str, Any] = {}
         for name, field, treatment in _table(type(self)):
@@ -1284,7 +877,7 @@ class EngineArgs:
 
     def _valid(self) -> Self:
         """A copy with canonical values, each of which is right by itself."""
-        problems = _Problems()
+        problems = Problems()
         args = self._checked(problems)
         problems.raise_all()
         return args
@@ -1360,401 +953,6 @@ class AsyncEngineArgs(EngineArgs):
         return parser if async_args_only else super().add_cli_args(parser)
 
 
-def treatment_of(field: dataclasses.Field[Any]) -> Treatment:
-    """What happens to the value of a field of `EngineArgs`."""
-    return cast(Treatment, field.metadata["treatment"])
-
-
 def _table(cls: type[EngineArgs]) -> Iterator[tuple[str, dataclasses.Field[Any], Treatment]]:
     for field in dataclasses.fields(cls):
         yield field.name, field, treatment_of(field)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Resolution: what the values come to, given each other, the machine and the model
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class _Problems:
-    """Wrong arguments found so far, to be raised together."""
-
-    def __init__(self) -> None:
-        self._errors: list[TacoValidationError] = []
-
-    def add(self, message: str) -> None:
-        self._errors.append(TacoValidationError(message))
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Keep an error of the caller's arguments for `raise_all`; what the block was to assign is then missing."""
-        try:
-            yield
-        except TacoValidationError as error:
-            self._errors.append(error)
-
-    def raise_all(self) -> None:
-        """Raise what was collected, as UnsupportedFeatureError if nothing else is wrong."""
-        if not self._errors:
-            return
-        if len(self._errors) == 1:
-            raise self._errors[0]
-        only_unsupported = all(isinstance(error, UnsupportedFeatureError) for error in self._errors)
-        cls = UnsupportedFeatureError if only_unsupported else TacoValidationError
-        lines = "\n".join(f"  {error.message}" for error in self._errors)
-        raise cls(f"{len(self._errors)} engine arguments are not valid:\n{lines}")
-
-
-def check_combinations(args: EngineArgs, problems: _Problems) -> None:
-    """Add what is wrong about values that are right one by one."""
-    if args.async_scheduling and args.disable_async_output_proc:
-        problems.add("async_scheduling=True and disable_async_output_proc=True contradict each other; drop one of them")
-    if args.pooler_config is not None and args.override_pooler_config is not None:
-        problems.add("pooler_config and override_pooler_config are two names of the same; drop one of them")
-    if args.quantization == "gguf" and args.load_format not in ("auto", "gguf"):
-        problems.add(f'quantization="gguf" needs load_format="auto" or "gguf", not {args.load_format!r}')
-    if args.rope_scaling is not None and not {"rope_type", "type"} & set(args.rope_scaling):
-        problems.add(
-            f'rope_scaling={args.rope_scaling!r}: needs a "rope_type", as in {{"rope_type": "yarn", "factor": 4.0}}'
-        )
-    if callable(args.hf_overrides) and (args.rope_scaling is not None or args.rope_theta is not None):
-        problems.add("rope_scaling and rope_theta cannot go with a callable hf_overrides; set them in the callable")
-    tokenizer = args.tokenizer or args.model
-    if args.tokenizer_revision not in (None, args.revision) and Path(tokenizer).expanduser().exists():
-        problems.add(
-            f"tokenizer_revision={args.tokenizer_revision!r}: {tokenizer} is a local folder or file, which has no "
-            "revisions; drop the argument, or pass the hub id of the tokenizer"
-        )
-    if args.preemption_mode == "swap" and args.swap_space == 0:
-        problems.add('preemption_mode="swap" needs a swap_space above 0')
-    if args.enable_chunked_prefill is False and args.long_prefill_token_threshold:
-        problems.add(
-            f"long_prefill_token_threshold={args.long_prefill_token_threshold} splits prompts, "
-            "which enable_chunked_prefill=False forbids; drop one of them"
-        )
-
-
-def for_encoder(args: EngineArgs) -> EngineArgs:
-    """Arguments for a model whose tokens also see those after them: nothing can be cached, no prompt can be split.
-
-    Raises:
-        TacoValidationError: an argument asks for one of these.
-    """
-    for name in ("enable_chunked_prefill", "enable_prefix_caching", "long_prefill_token_threshold"):
-        if getattr(args, name):
-            raise TacoValidationError(
-                f"{name}={getattr(args, name)!r}: every token of an encoder model sees all others of its text, so that "
-                "a text is computed in one step, and nothing of it can be used again; drop the argument",
-                parameter=name,
-                value=getattr(args, name),
-            )
-    return dataclasses.replace(args, enable_chunked_prefill=False, enable_prefix_caching=False)
-
-
-def resolve_device(requested: str) -> Device:
-    """The device for `device`: "cuda" only where torch finds one."""
-    if requested == "cpu":
-        return "cpu"
-    import torch
-
-    if torch.accelerator.is_available() and str(torch.accelerator.current_accelerator()).startswith("cuda"):
-        return "cuda"
-    if requested == "auto":
-        return "cpu"
-    raise TacoValidationError(
-        'device="cuda": torch finds no CUDA device; pass device="cpu", or check the driver and install torch for CUDA',
-        parameter="device",
-        value=requested,
-    )
-
-
-def resolve_cpu_kv_cache_bytes(kv_cache_memory_bytes: int | None) -> int | None:
-    """Size of the KV cache on a CPU: the argument, else VLLM_CPU_KVCACHE_SPACE, else None for the worker to choose."""
-    if kv_cache_memory_bytes is not None:
-        return kv_cache_memory_bytes
-    gib = envs.cpu_kv_cache_space_gib()
-    return None if gib is None else int(gib * GIB)
-
-
-def resolve_swap_space_bytes(args: EngineArgs, device: str) -> int:
-    """Size of the swap space: the argument, else 4 GiB where swapping is of use or asked for.
-
-    Swapping on a CPU copies within one memory. A larger KV cache does more with the same bytes.
-    """
-    if args.swap_space is None:
-        return 4 * GIB if device != "cpu" or args.preemption_mode == "swap" else 0
-    return int(args.swap_space * GIB)
-
-
-def profiler_from_environment() -> ProfilerConfig | None:
-    """What the environment variables of vLLM say about profiling; None if nothing."""
-    options = envs.torch_profiler_options()
-    return None if options is None else ProfilerConfig(**options)  # type: ignore[arg-type]
-
-
-def resolve_guided_decoding(args: EngineArgs) -> GuidedDecodingConfig:
-    """What holds for guided decoding where a request does not say otherwise."""
-    given = args.structured_outputs_config or StructuredOutputsConfig()
-    backends = {
-        backend_name(args.guided_decoding_backend, "guided_decoding_backend"),
-        backend_name(given.backend, "structured_outputs_config.backend"),
-    }
-    if len(backends - {"auto"}) > 1:
-        raise TacoValidationError(
-            f"guided_decoding_backend={args.guided_decoding_backend!r} and structured_outputs_config with "
-            f"backend={given.backend!r} contradict each other; give one of them"
-        )
-    return GuidedDecodingConfig(
-        backend=next(iter(backends - {"auto"}), "auto"),
-        disable_any_whitespace=given.disable_any_whitespace,
-        disable_additional_properties=given.disable_additional_properties,
-        enable_in_reasoning=given.enable_in_reasoning,
-    )
-
-
-def resolve_chat_template(template: str | None) -> str | None:
-    """The text of a template that is given as a file or as itself."""
-    if template is None or "{" in template or "\n" in template:
-        return template
-    try:
-        return Path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TacoValidationError(
-            f"chat_template={template!r}: no Jinja template (it has no brace), and no file that can be read ({error})",
-            parameter="chat_template",
-            value=template,
-        ) from None
-
-
-def read_generation_config(name: str | None) -> dict[str, Any] | None:
-    """Contents of generation_config.json in the folder that `generation_config` names; None where it names none."""
-    from taco.models.loader.source import load_generation_config
-
-    if name is None or name in ("auto", "vllm"):
-        return None
-    if not (Path(name) / "generation_config.json").is_file():
-        raise TacoValidationError(
-            f'generation_config={name!r}: must be "auto", "vllm", or a folder that has a generation_config.json',
-            parameter="generation_config",
-            value=name,
-        )
-    return load_generation_config(name)
-
-
-# Which values of generation_config.json become sampling parameters: those of vLLM 0.6, and those that 0.33 added.
-_SAMPLING_NAMES = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-_FURTHER_SAMPLING_NAMES = ("presence_penalty", "frequency_penalty", "max_new_tokens", "skip_special_tokens")
-# What transformers 4 took a value for that a file does not have.
-_TRANSFORMERS_DEFAULTS = {"repetition_penalty": 1.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
-
-
-def check_generation_overrides(overrides: Mapping[str, Any]) -> None:
-    """Refuse names of `override_generation_config` that would have no effect, and wrong end-of-sequence tokens."""
-    known = (*_SAMPLING_NAMES, *_FURTHER_SAMPLING_NAMES, "eos_token_id")
-    if unknown := sorted(set(overrides) - set(known)):
-        raise TacoValidationError(
-            f"override_generation_config: {unknown} would have no effect; known are {list(known)}",
-            parameter="override_generation_config",
-            value=overrides,
-        )
-    eos = overrides.get("eos_token_id", [])
-    if not all(type(token_id) is int for token_id in (eos if isinstance(eos, list) else [eos])):
-        raise TacoValidationError(
-            f"override_generation_config: eos_token_id must be an int or a list of ints, got {eos!r}",
-            parameter="override_generation_config",
-            value=overrides,
-        )
-
-
-def resolve_default_sampling_params(
-    args: EngineArgs, generation_config: Mapping[str, Any], behaviour: Behaviour
-) -> dict[str, Any]:
-    """Sampling parameters of a caller who gives none, by the names of `SamplingParams`.
-
-    Where the file applies unasked, all its sampling values do; else only those that vLLM 0.6 took from it. Values of
-    `override_generation_config` always apply.
-    """
-    applies_unasked = behaviour.use_generation_config_defaults
-    mode = args.generation_config or ("auto" if applies_unasked else "vllm")
-    names = _SAMPLING_NAMES + (_FURTHER_SAMPLING_NAMES if applies_unasked else ())
-    values = {} if mode == "vllm" else {name: generation_config.get(name) for name in names}
-    if behaviour.drops_transformers_defaults:
-        values = {name: value for name, value in values.items() if value != _TRANSFORMERS_DEFAULTS.get(name)}
-    overrides = args.override_generation_config or {}
-    values |= {name: overrides[name] for name in _SAMPLING_NAMES + _FURTHER_SAMPLING_NAMES if name in overrides}
-    renamed = {"max_new_tokens": "max_tokens"}
-    return {renamed.get(name, name): value for name, value in values.items() if value is not None}
-
-
-def check_quantization(hf_config: PretrainedConfig, source: ModelSource, quantization: str | None) -> None:
-    """Refuse checkpoints that are quantised in a way that cannot be read."""
-    if source.kind == "gguf":
-        return
-    if quantization == "gguf":
-        raise TacoValidationError(
-            f'quantization="gguf" needs a .gguf file, and {source.path} is none; drop the argument',
-            parameter="quantization",
-            value=quantization,
-        )
-    details = getattr(hf_config, "quantization_config", None)
-    if details:
-        method = details.get("quant_method") if isinstance(details, Mapping) else getattr(details, "quant_method", None)
-        raise UnsupportedFeatureError(
-            f"model={str(source.path)!r}: its weights are quantised ({method}), which is not supported; take the model "
-            "without quantization, or a .gguf file",
-            parameter="model",
-        )
-
-
-def check_rope(text_config: PretrainedConfig, args: EngineArgs) -> None:
-    """Refuse arguments about rotary embeddings for models that have none."""
-    is_given = args.rope_scaling is not None or args.rope_theta is not None
-    if is_given and not getattr(text_config, "rope_parameters", None):
-        raise TacoValidationError(
-            f"rope_scaling, rope_theta: a model of type {text_config.model_type!r} has no rotary embeddings; drop them"
-        )
-
-
-# Names under which configs say how many positions a model was made for. The smallest counts.
-_MAX_LEN_NAMES = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "max_seq_length",
-    "max_sequence_length",
-    "max_target_positions",
-    "model_max_length",
-    "seq_length",
-    "seq_len",
-)
-
-
-# Families whose first row of the position table that a token can have is the one after that of padding.
-_POSITIONS_AFTER_PADDING = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl")
-
-
-def resolve_max_model_len(text_config: PretrainedConfig, args: EngineArgs, trained_len: int | None = None) -> int:
-    """Most tokens of a sequence: what the model was made for, or less if the caller says so.
-
-    `trained_len` is what an embedding model is made for by its authors; a caller may raise it to what the model allows.
-    Linear and dynamic scaling of rotary embeddings and YaRN multiply the positions. Other kinds (Llama 3, LongRoPE)
-    do not, since their configs state the multiplied number; neither do those of Gemma 3, for the same reason.
-    """
-    requested = cast(int | None, args.max_model_len)
-    stated = {name: getattr(text_config, name, None) for name in _MAX_LEN_NAMES}
-    known = {name: number for name, number in stated.items() if isinstance(number, int)}
-    if not known:
-        if requested is None or requested == FIT_MAX_MODEL_LEN:
-            raise TacoValidationError(
-                "max_model_len: the model's config does not say how long a sequence may be; pass a number",
-                parameter="max_model_len",
-                value=requested,
-            )
-        return requested
-
-    name = min(known, key=lambda name: known[name])
-    limit, origin = known[name], name
-    if text_config.model_type in _POSITIONS_AFTER_PADDING:
-        limit -= text_config.pad_token_id + 1
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    rope_type = rope.get("rope_type")
-    if rope_type in ("linear", "yarn") and "gemma3" not in text_config.model_type:
-        start = rope.get("original_max_position_embeddings", limit) if rope_type == "yarn" else limit
-        limit, origin = int(start * rope.get("factor", 1.0)), f"{name} with {rope_type} rope scaling"
-    window = getattr(text_config, "sliding_window", None)
-    if args.disable_sliding_window and window and getattr(text_config, "use_sliding_window", True):
-        limit, origin = min(limit, window), "its sliding window, since disable_sliding_window=True"
-
-    if requested is None or requested == FIT_MAX_MODEL_LEN:
-        return min(limit, trained_len or limit)
-    if requested > limit:
-        raise TacoValidationError(
-            f"max_model_len={requested}: the model has {limit} positions ({origin}); lower it, or stretch the model "
-            'with rope_scaling, such as {"rope_type": "yarn", "factor": 4.0}, if it is made for that',
-            parameter="max_model_len",
-            value=requested,
-        )
-    return requested
-
-
-def resolve_batch_limits(args: EngineArgs, max_model_len: int, device: Device) -> tuple[int, int]:
-    """`max_num_seqs` and `max_num_batched_tokens`.
-
-    A step of N tokens advances at most N sequences, so more are not admitted: their KV cache would lie idle.
-    """
-    num_seqs, num_tokens = args.max_num_seqs, args.max_num_batched_tokens
-    is_chunked = args.enable_chunked_prefill is not False
-    if num_tokens is None:
-        num_tokens = max(DEFAULT_NUM_BATCHED_TOKENS[device], num_seqs or 0, 0 if is_chunked else max_model_len)
-    elif not is_chunked and num_tokens < max_model_len:
-        raise TacoValidationError(
-            f"max_num_batched_tokens={num_tokens}: with enable_chunked_prefill=False a whole prompt must fit into a "
-            f"step, so it must be at least max_model_len ({max_model_len}); raise it, lower max_model_len, or allow "
-            "chunked prefill",
-            parameter="max_num_batched_tokens",
-            value=num_tokens,
-        )
-    if num_seqs is not None and num_seqs > num_tokens:
-        logger.warning("max_num_seqs is lowered from %d to max_num_batched_tokens, %d.", num_seqs, num_tokens)
-    return min(_first_given(num_seqs, DEFAULT_NUM_SEQS), num_tokens), num_tokens
-
-
-def checkpoint_dtype(hf_config: PretrainedConfig) -> str:
-    """Data type that the config states; "float32" where it states none, as for .gguf files."""
-    for config in (hf_config, hf_config.get_text_config()):
-        dtype = getattr(config, "dtype", None)
-        if dtype is not None:
-            return str(dtype).removeprefix("torch.")
-    return "float32"
-
-
-def resolve_dtype(
-    requested: str, checkpoint: str, model_type: str, device: Device, behaviour: Behaviour, *, pools: bool = False
-) -> str:
-    """Data type of weights and activations; one log line says what "auto" came to.
-
-    On a GPU, "auto" keeps 16-bit types and halves others; for pooling models, whose results are the hidden states
-    themselves, it halves them to float16, which is the more exact type. On a CPU it is bfloat16 where the processor
-    computes in it, else float32: products in float16 are slow there. Gemma models overflow in float16 and get bfloat16.
-    """
-    is_gemma = model_type.startswith("gemma")
-    if requested != "auto":
-        if requested == "float16" and is_gemma:
-            logger.warning('dtype="float16": activations of Gemma models overflow in it; prefer "bfloat16".')
-        elif requested == "float16" and device == "cpu":
-            logger.warning('dtype="float16" is slow on a CPU; prefer "bfloat16" or "float32".')
-        return requested
-    if device == "cpu":
-        if cpu_has_bfloat16():
-            dtype, reason = "bfloat16", "this processor computes in it"
-        else:
-            dtype, reason = "float32", "this processor has no bfloat16 instructions"
-    elif checkpoint == "bfloat16":
-        dtype, reason = "bfloat16", "it is the type of the checkpoint"
-    elif is_gemma:
-        dtype, reason = "bfloat16", "Gemma models overflow in float16"
-    elif checkpoint == "float16":
-        dtype, reason = "float16", "it is the type of the checkpoint"
-    else:
-        dtype = "float16" if pools or behaviour.dtype_auto_float32 == "float16" else "bfloat16"
-        reason = "it takes half the memory"
-    logger.info('dtype="auto" is %s for this %s checkpoint: %s.', dtype, checkpoint, reason)
-    return dtype
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16: AVX512-BF16 or AMX on x86, BF16 on Arm."""
-    names = {"avx512_bf16", "amx_bf16", "bf16"}
-    import torch
-
-    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.13 and later
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name) for name in names)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    return any(names & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
-
-
-def _first_given(value: T | None, default: T) -> T:
-    return default if value is None else value

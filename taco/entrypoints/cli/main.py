@@ -54,7 +54,8 @@ def describe_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) ->
 
 def why_no_flag(flag: str) -> str:
     """Why a field of `EngineArgs` has no flag; empty where there is no such field."""
-    from taco.engine.arg_utils import EngineArgs, Immaterial, NotBuilt, treatment_of
+    from taco.engine.arg_fields import Immaterial, NotBuilt, treatment_of
+    from taco.engine.arg_utils import EngineArgs
 
     name = flag.removeprefix("--").replace("-", "_")
     for field in dataclasses.fields(EngineArgs):
