@@ -21,6 +21,7 @@ from taco.engine.arg_utils import EngineArgs
 from taco.engine.llm_engine import LLMEngine
 from taco.errors import EngineDeadError, EngineError, refuse_given, refused
 from taco.executor.inprocess import InProcessExecutor
+from taco.models.loader.source import headers_kept
 from taco.request import RequestStatus
 from taco.sampling_params import RequestOutputKind
 from taco.usage_context import UsageContext
@@ -299,7 +300,8 @@ class AsyncLLMEngine:
             start_engine_loop, usage_context: without effect.
             stat_loggers: must be None; `get_metrics` has what they would be told.
         """
-        return cls.from_vllm_config(engine_config or engine_args.create_config(), stat_loggers=stat_loggers)
+        with headers_kept():
+            return cls.from_vllm_config(engine_config or engine_args.create_config(), stat_loggers=stat_loggers)
 
     @classmethod
     def from_vllm_config(

@@ -31,6 +31,7 @@ from taco.engine.scheduler import Scheduler
 from taco.errors import AbsentAttribute, TacoValidationError, forget_locals, refuse_given
 from taco.executor.inprocess import InProcessExecutor
 from taco.guided.compiler import GrammarCompiler
+from taco.models.loader.source import headers_kept
 from taco.request import RequestStatus, RequestUpdate
 from taco.tokenizer.group import TokenizerGroup
 from taco.tokenizer.loading import add_vocabulary_limits
@@ -158,7 +159,8 @@ class LLMEngine(EngineControl):
             stat_loggers: must be None; `get_metrics` has what they would be told.
             enable_multiprocessing: accepted and without effect: the engine runs in this process.
         """
-        return cls.from_vllm_config(engine_args.create_config(), usage_context, stat_loggers)
+        with headers_kept():
+            return cls.from_vllm_config(engine_args.create_config(), usage_context, stat_loggers)
 
     @classmethod
     def from_vllm_config(

@@ -23,7 +23,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
-from taco.models.loader.gguf_file import GGUFHeader, read_gguf_header
+from taco.models.loader.gguf_file import GGUFHeader
+from taco.models.loader.source import gguf_header
 
 # Token types (tokenizer.ggml.token_type).
 _NORMAL = 1
@@ -101,7 +102,7 @@ def build_gguf_tokenizer(path: str, **options: Any) -> PreTrainedTokenizerFast:
         UnsupportedFeatureError: another kind of tokenizer, or an unknown pre-tokenizer.
         TacoValidationError: the file has no tokenizer, or a damaged one.
     """
-    header = read_gguf_header(path)
+    header = gguf_header(path)
     model = header.metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise UnsupportedFeatureError(

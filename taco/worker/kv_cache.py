@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -10,11 +12,22 @@ import torch
 from taco.worker.host_memory import explain_swap_space
 from taco.worker.transfer import to_device
 
+HUGE_PAGES_FROM = 4 << 20  # bytes of a tensor that is worth the larger pages
+
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A zeroed host tensor whose memory the operating system hands over when it is first written."""
-    raw = np.zeros(torch.Size(shape).numel() * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    """A zeroed host tensor whose memory the system hands over when it is first written, and has back when it is freed.
+
+    That is what memory taken from the system itself does. An allocator may reuse what it holds, and fill it with zeros.
+    """
+    num_bytes = torch.Size(shape).numel() * dtype.itemsize
+    if num_bytes == 0:
+        return torch.zeros(shape, dtype=dtype)
+    memory = mmap.mmap(-1, num_bytes)
+    if num_bytes >= HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def pinned_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from taco.errors import OutOfMemoryError
 from taco.worker import kv_cache
-from taco.worker.kv_cache import KVCache
+from taco.worker.kv_cache import KVCache, lazy_zeros
 from taco.worker.worker import Worker
 
 
@@ -174,17 +174,32 @@ def test_swap_space_on_a_cpu_takes_memory_block_by_block():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_memory_is_taken_when_it_is_written():
-    # In a process of its own: one that has run other tests may hold free memory to hand out again.
+def test_memory_is_taken_when_it_is_written_and_given_back_when_it_is_freed():
+    # In a process of its own, in which the allocator holds pieces as large as these (after pieces of so much are freed,
+    # glibc no longer takes them from the system and gives them back to it).
     code = """if True:
         import psutil, torch
         from taco.worker.kv_cache import lazy_zeros
         rss = lambda: psutil.Process().memory_info().rss
+        for size in range(1, 32):
+            torch.ones(size << 20, dtype=torch.uint8)
         before = rss()
-        tensor = lazy_zeros((256, 1 << 20), torch.uint8)
-        assert rss() - before < 64 << 20
-        tensor[:128].fill_(1)
+        tensors = [lazy_zeros((16, 1 << 20), torch.uint8) for _ in range(16)]
+        assert rss() - before < 64 << 20, "taken at once"
+        for tensor in tensors[:8]:
+            tensor.fill_(1)
         assert rss() - before > 64 << 20
-        assert int(tensor[200].sum()) == 0
+        assert not any(int(tensor.sum()) for tensor in tensors[8:])
+        kept = torch.ones(1 << 20, dtype=torch.uint8)  # above them, if they are in the allocator's heap
+        del tensor, tensors
+        assert rss() - before < 64 << 20, "not given back"
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_zeros_of_any_shape_and_type():
+    for shape in ((0, 2, 3), (3,), (5, 7, 2), (1 << 20, 8)):
+        for dtype in (torch.float32, torch.bfloat16):
+            zeros = lazy_zeros(shape, dtype)
+            assert zeros.shape == shape and zeros.dtype == dtype and not zeros.any()
+            assert zeros.is_contiguous() and torch.equal(zeros.add_(1), torch.ones(shape, dtype=dtype))

@@ -20,7 +20,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from taco.errors import UnsupportedFeatureError
 from taco.models.loader.checkpoint import TensorInfo, read_into, row_blocks
 from taco.models.loader.gguf_config import CONFIG_TENSORS
-from taco.models.loader.gguf_file import GGUFTensor, read_gguf_header
+from taco.models.loader.gguf_file import GGUFTensor
+from taco.models.loader.source import gguf_header
 
 _PLAIN_DTYPES = {
     GGMLQuantizationType.F64: torch.float64,
@@ -130,7 +131,7 @@ class GGUFCheckpoint:
                 f"{path}: GGUF files of the model type {hf_config.model_type!r} cannot be read; these can: "
                 + ", ".join(sorted(_NAMES))
             )
-        header = read_gguf_header(path)
+        header = gguf_header(path)
         self._path = path
         self._entries: dict[str, _Entry] = {}
         for gguf_name, tensor in header.tensors.items():

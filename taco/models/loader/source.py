@@ -6,7 +6,9 @@ import fnmatch
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,8 @@ from taco.errors import TacoValidationError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from taco.models.loader.gguf_file import GGUFHeader
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,33 @@ class ModelSource:
 
     kind: Literal["hf", "gguf"]
     path: str
+
+
+_kept_headers: ContextVar[dict[tuple[str, int, int], GGUFHeader] | None] = ContextVar("kept_headers", default=None)
+
+
+@contextmanager
+def headers_kept() -> Iterator[None]:
+    """Within this context the header of a GGUF file is read once: config, weights and tokenizer are all in it."""
+    token = _kept_headers.set({})
+    try:
+        yield
+    finally:
+        _kept_headers.reset(token)
+
+
+def gguf_header(path: str) -> GGUFHeader:
+    """`read_gguf_header`, or what it returned before in a context of `headers_kept`."""
+    from taco.models.loader.gguf_file import read_gguf_header
+
+    kept = _kept_headers.get()
+    if kept is None:
+        return read_gguf_header(path)
+    status = os.stat(path)
+    key = (path, status.st_mtime_ns, status.st_size)
+    if key not in kept:
+        kept[key] = read_gguf_header(path)
+    return kept[key]
 
 
 def resolve_model(
@@ -243,9 +274,8 @@ def load_hf_config(
     try:
         if source.kind == "gguf":
             from taco.models.loader.gguf_config import gguf_config_fields
-            from taco.models.loader.gguf_file import read_gguf_header
 
-            fields = _override(gguf_config_fields(read_gguf_header(source.path)), overrides)
+            fields = _override(gguf_config_fields(gguf_header(source.path)), overrides)
             config = AutoConfig.for_model(**fields)
         else:
             if not (Path(source.path) / "config.json").is_file():
@@ -311,9 +341,8 @@ def load_generation_config(
     path = Path(source.path if isinstance(source, ModelSource) else source)
     if path.is_file():
         from taco.models.loader.gguf_config import gguf_generation_config
-        from taco.models.loader.gguf_file import read_gguf_header
 
-        return gguf_generation_config(read_gguf_header(str(path)))
+        return gguf_generation_config(gguf_header(str(path)))
     file = path / "generation_config.json"
     if not file.is_file():
         configs = () if hf_config is None else (hf_config, hf_config.get_text_config())

@@ -9,14 +9,15 @@ import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
+from taco import LLM
 from taco.errors import UnsupportedFeatureError
 from taco.models.loader import checkpoint as checkpoint_module
-from taco.models.loader import gguf_checkpoint
+from taco.models.loader import gguf_checkpoint, gguf_file
 from taco.models.loader.apply import load_weights
 from taco.models.loader.checkpoint import TensorInfo, WeightEntry
 from taco.models.loader.gguf_checkpoint import GGUFCheckpoint
 from taco.models.loader.opening import open_checkpoint
-from taco.models.loader.source import ModelSource, load_hf_config
+from taco.models.loader.source import ModelSource, gguf_header, headers_kept, load_hf_config
 from tests.models.loader.tiny_gguf import MODELS, finish, state_dict, tiny_model, write_model
 
 LLAMA = SimpleNamespace(model_type="llama", num_attention_heads=4, num_key_value_heads=2)
@@ -161,3 +162,21 @@ def test_real_weights_are_those_of_transformers(request: pytest.FixtureRequest, 
     for name, tensor in expected.items():
         assert torch.equal(checkpoint.read(name), tensor), name
     checkpoint.close()
+
+
+def test_loading_a_model_reads_its_header_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    finish(write_model(path, tiny_model("llama")))
+    reads = []
+    read = gguf_file.read_gguf_header
+    monkeypatch.setattr(gguf_file, "read_gguf_header", lambda path: reads.append(path) or read(path))
+    LLM(str(path), device="cpu", dtype="float32", skip_tokenizer_init=True, kv_cache_memory_bytes=1 << 20).close()
+    assert reads == [str(path)]
+    # Nothing is kept: the file may have been replaced by another model.
+    finish(write_model(path, tiny_model("llama", num_hidden_layers=1)))
+    config = load_hf_config(ModelSource("gguf", str(path)))
+    assert config.num_hidden_layers == 1 and len(reads) == 2
+    with headers_kept():
+        assert gguf_header(str(path)) is gguf_header(str(path))
+        finish(write_model(path, tiny_model("llama", num_hidden_layers=3)))
+        assert gguf_header(str(path)).get("block_count") == 3
