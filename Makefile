@@ -27,9 +27,10 @@ install: $(VENV)/.installed-$(DEVICE)
 test: lint
 	@$(BIN)/python -m pytest -m "not slow and not gpu" --timeout 300
 
-# With the environment of the caller: machines with a GPU often have a torch of their own.
+# With the environment of the caller: machines with a GPU often have a torch of their own. Only files that have such tests
+# are read, as that takes longer than the tests themselves.
 test-gpu:
-	@PYTHONPATH=. $(PYTHON) -m pytest -m gpu
+	@PYTHONPATH=".:$$PYTHONPATH" $(PYTHON) -m pytest -m gpu `grep -rl --include='test_*.py' 'pytest.mark.gpu' tests`
 
 # Programs written for vLLM, unmodified, in an environment of their own.
 test-clients: $(CLIENTS)/.installed-$(DEVICE)

@@ -47,7 +47,9 @@ def load_weights(
     places = parameter_places(model)
     _check_coverage(model, entries)
     infos = checkpoint.infos()
-    names = {entry: next((name for name in (entry.name, *entry.aliases) if name in infos), None) for entry in entries}
+    names = {
+        entry: next((name for name in (entry.name, *entry.aliases) if name in infos), entry.name) for entry in entries
+    }
     _check_checkpoint(names, infos, [*ignore, *ALWAYS_IGNORED])
 
     by_param: dict[str, list[WeightEntry]] = defaultdict(list)
@@ -58,13 +60,9 @@ def load_weights(
         param = torch.empty(shape, dtype=dtype, device=device)
         for entry in param_entries:
             target = target_of(param, entry)
-            name = names[entry]
-            if name is None:
-                target.zero_()
-                continue
-            for start, block in _read_blocks(checkpoint, name):
+            for start, block in _read_blocks(checkpoint, names[entry]):
                 rows = target[start : start + len(block)] if target.dim() else target
-                rows.copy_(block.float() + entry.add if entry.add else block)
+                rows.copy_(block)
         replace_parameter(places, param_name, param)
 
 
@@ -151,10 +149,8 @@ def _check_coverage(model: nn.Module, entries: Sequence[WeightEntry]) -> None:
         assert edges[0][0] == 0, f"the entries of {name} leave a gap at its start: {edges}"
 
 
-def _check_checkpoint(
-    names: Mapping[WeightEntry, str | None], infos: Mapping[str, TensorInfo], ignore: Sequence[str]
-) -> None:
-    missing = [entry.name for entry, name in names.items() if name is None and not entry.optional]
+def _check_checkpoint(names: Mapping[WeightEntry, str], infos: Mapping[str, TensorInfo], ignore: Sequence[str]) -> None:
+    missing = [name for name in names.values() if name not in infos]
     wanted = set(names.values())
     unexpected = [
         name for name in infos if name not in wanted and not any(fnmatch.fnmatch(name, pattern) for pattern in ignore)
@@ -162,7 +158,7 @@ def _check_checkpoint(
     shapes: dict[str, str] = {}
     types: dict[str, str] = {}
     for entry, name in names.items():
-        if name is None:
+        if name not in infos:
             continue
         if tuple(infos[name].shape) != tuple(entry.shape):
             shapes[name] = f"wanted {list(entry.shape)}, got {list(infos[name].shape)}"

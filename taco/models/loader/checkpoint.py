@@ -65,8 +65,6 @@ class WeightEntry:
         dim: if given, the (transposed) tensor fills as much of the parameter along this dimension as it has, else all.
         offset: first index along `dim`.
         transpose: the two dimensions are swapped first (the Conv1D of GPT-2).
-        add: added in float32, before the cast to the dtype of the model.
-        optional: may be missing; its place is then filled with zeros.
         aliases: other names that the same tensor may have, e.g. without the prefix "model.".
     """
 
@@ -76,8 +74,6 @@ class WeightEntry:
     dim: int | None = None
     offset: int = 0
     transpose: bool = False
-    add: float = 0.0
-    optional: bool = False
     aliases: tuple[str, ...] = ()
 
 

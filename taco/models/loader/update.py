@@ -131,8 +131,6 @@ class _Filler:
             values = torch.empty(empty.shape, dtype=placement.dtype, device=placement.device)
             replace_parameter(self._places, entry.param, values)
         tensor = tensor.to(placement.device)
-        if entry.add:
-            tensor = tensor.float() + entry.add
         # In the dtype of the model first, as when weights are loaded; the open layer may have another one.
         target_of(model.get_parameter(entry.param), entry).copy_(tensor.to(placement.dtype))
         if model.missing_weights:
