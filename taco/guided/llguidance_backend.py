@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from taco.guided.choices import read_choices
+from taco.guided.enforcement import NormalSchema
 from taco.guided.grammars import read_grammar
 from taco.guided.protocol import CompiledGrammar, GrammarError, Matcher
 from taco.guided.regex import either, num_positions, parse_regex, parse_whitespace, write_regex
-from taco.guided.schema import NormalSchema, read_schema
+from taco.guided.schema import read_schema
 from taco.guided.spec import GrammarKind, GrammarSpec
 from taco.guided.structural_tags import read_structural_tag
 from taco.guided.vocabulary import Vocabulary

@@ -19,6 +19,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taco.guided.disjoint import are_disjoint
+from taco.guided.enforcement import (
+    AWKWARD_NAMES,
+    ENFORCED,
+    ENUM_AND_OTHERS,
+    FRACTION_BOUNDS,
+    MIXED,
+    NEVER_ENFORCED,
+    NOTHING,
+    OTHERS_BESIDE_NAMED,
+    RECURSION,
+    SEVERAL_TYPES,
+    UNNAMED_REQUIRED,
+    UNTYPED,
+    NormalSchema,
+)
+from taco.guided.finiteness import JsonSchema, finite_definitions, is_finite, without_endless
 from taco.guided.formats import ANY_TEXT as TEXT_FORMATS
 from taco.guided.formats import FORMATS
 from taco.guided.formats import NUMBERS as NUMBER_FORMATS
@@ -53,123 +69,12 @@ MAX_COUNTS = {
 MAX_MULTIPLE = 1_000_000
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
-JsonSchema = dict[str, Any] | bool
-
 # Words about a schema, or about what is found by other means; a validator passes over them.
 ANNOTATIONS = frozenset(
     """title description default example examples $comment deprecated readOnly writeOnly $schema $id id $anchor
     $dynamicAnchor $recursiveAnchor $vocabulary $defs definitions contentMediaType contentEncoding contentSchema
     discriminator xml externalDocs""".split()
 )
-# Keywords of some draft that no backend enforces; `propertyNames` may be spelt out beforehand.
-NEVER_ENFORCED = frozenset(
-    """not if then else dependentRequired dependentSchemas dependencies propertyNames contains minContains maxContains
-    unevaluatedProperties unevaluatedItems uniqueItems $dynamicRef $recursiveRef divisibleBy extends disallow
-    nullable""".split()
-)
-# What else a use of a keyword can need; each is a name in `ENFORCED`.
-ENUM_AND_OTHERS = "enum or const next to other keywords"
-MIXED = "anyOf, oneOf, allOf or $ref next to other keywords"
-UNTYPED = "no type next to keywords for one type"
-SEVERAL_TYPES = "a list of types"
-AWKWARD_NAMES = "names of properties with quotes, backslashes or line ends"
-UNNAMED_REQUIRED = "names in required that are not in properties"
-OTHERS_BESIDE_NAMED = "a schema as additionalProperties next to properties"
-FRACTION_BOUNDS = "bounds of numbers that need not be whole"
-NOTHING = "false as a schema of a part"
-RECURSION = "$ref to a schema that it is part of"
-
-_ALL = frozenset(("llguidance", "xgrammar", "outlines"))
-_GRAMMARS = frozenset(("llguidance", "xgrammar"))
-_LLGUIDANCE = frozenset(("llguidance",))
-# Which backend enforces which keyword. Where it depends on the value, `_Reader` has left the others out.
-ENFORCED: dict[str, frozenset[str]] = {
-    "type": _ALL,
-    SEVERAL_TYPES: _ALL,
-    UNTYPED: _LLGUIDANCE,
-    "enum": _ALL,
-    ENUM_AND_OTHERS: _LLGUIDANCE,
-    # Of numbers.
-    "minimum": _GRAMMARS,
-    "maximum": _GRAMMARS,
-    FRACTION_BOUNDS: _LLGUIDANCE,  # xgrammar rounds small ones to 0
-    "multipleOf": _LLGUIDANCE,
-    # Of strings. To xgrammar these are texts in quotes: it lets quotes and control characters into them.
-    "minLength": frozenset(("llguidance", "outlines")),
-    "maxLength": frozenset(("llguidance", "outlines")),
-    "pattern": _LLGUIDANCE,
-    # Of arrays.
-    "items": _ALL,
-    "prefixItems": _GRAMMARS,
-    "minItems": _ALL,
-    "maxItems": _ALL,
-    # Of objects. In xgrammar a property can come again as another one, its name written with \u.
-    "properties": _ALL,
-    AWKWARD_NAMES: _GRAMMARS,
-    "required": _ALL,
-    UNNAMED_REQUIRED: _LLGUIDANCE,
-    "additionalProperties": _ALL,
-    OTHERS_BESIDE_NAMED: _LLGUIDANCE,
-    "patternProperties": _LLGUIDANCE,
-    "minProperties": _GRAMMARS,
-    "maxProperties": _GRAMMARS,
-    NOTHING: _LLGUIDANCE,
-    # Of schemas for the same value.
-    "$ref": _ALL,
-    RECURSION: _GRAMMARS,  # outlines follows it for three levels, and leaves out what is required there
-    "anyOf": _ALL,
-    "allOf": _LLGUIDANCE,
-    MIXED: _LLGUIDANCE,
-}
-
-
-@dataclass
-class NormalSchema:
-    """A schema as the libraries get it.
-
-    Attributes:
-        root: the schema; what it refers to is in its `$defs`.
-        uses: each entry of `ENFORCED` that it needs, with the first place where it does, as a JSON pointer.
-    """
-
-    root: dict[str, Any]
-    uses: dict[str, str]
-
-    def refuse_unless_enforced(self, backend: str) -> None:
-        """
-        Raises:
-            GrammarError: the backend does not enforce all of it.
-        """
-        for name, path in self.uses.items():
-            if backend not in ENFORCED[name]:
-                raise GrammarError(
-                    f"The JSON schema has {name!r} at {path}; the backend {backend!r} does not enforce that."
-                )
-
-    def explain(self, message: str) -> GrammarError:
-        """An error for what a library says of the schema, with the keywords that it may be about."""
-        wanted = next((keywords for words, keywords in _CAUSES.items() if words in message), ())
-        found = [name for name in wanted if name in self.uses] or list(self.uses)[:8]
-        places = ", ".join(f"{name!r} at {self.uses[name]}" for name in found)
-        message = message.strip().partition("\n")[0][:300]
-        return GrammarError(f"The JSON schema cannot be enforced ({message}). It is about {places}.")
-
-
-# Words of llguidance, and the keywords that they are about.
-_CAUSES = {
-    "patternProperty": ("patternProperties",),
-    "min/maxProperties": ("minProperties", "maxProperties"),
-    "maxProperties": ("maxProperties", "minProperties", "required"),
-    "circular": ("$ref",),
-    "incompatible": ("allOf", "$ref", "anyOf", "enum"),
-    "Regex is empty": ("pattern", "minLength", "maxLength", "enum"),
-    "minItems": ("minItems", "maxItems", "prefixItems"),
-    "maxLength": ("minLength", "maxLength"),
-    "inimum": ("minimum", "maximum"),
-    "integer interval": ("minimum", "maximum"),
-    "multiple": ("multipleOf", "minimum", "maximum"),
-    "required": ("required", "properties", "additionalProperties"),
-}
 
 
 def read_schema(text: str, additional_properties: bool = True) -> NormalSchema:
@@ -278,10 +183,10 @@ class _Reader:
         if _find_loop(self._refers) is not None:
             self._uses[RECURSION] = self._uses.get("$ref", "#")
         self._resolve_one_of(definitions)
-        finite = _finite_definitions(definitions)
-        definitions = {name: _without_endless(definitions[name], finite) for name in definitions if name in finite}
-        root = _without_endless(root, finite)
-        if not _is_finite(root, finite):
+        finite = finite_definitions(definitions)
+        definitions = {name: without_endless(definitions[name], finite) for name in definitions if name in finite}
+        root = without_endless(root, finite)
+        if not is_finite(root, finite):
             raise GrammarError(f"No JSON value matches the JSON schema: {self._why_none_matches()}.")
         root = {} if isinstance(root, bool) else root
         if any(map(_has_nothing, (root, *definitions.values()))):
@@ -958,84 +863,6 @@ def _subschemas(value: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, child in children:
         yield from _subschemas(child, f"{path}/{step}")
-
-
-# Values of finite size
-
-
-def _finite_definitions(definitions: dict[str, JsonSchema]) -> set[str]:
-    """The definitions that some value of finite size matches, as far as recursion decides."""
-    finite: set[str] = set()
-    waiting = list(definitions)
-    while True:
-        left = []
-        for name in reversed(waiting):  # what is referred to comes later
-            if _is_finite(definitions[name], finite):
-                finite.add(name)
-            else:
-                left.append(name)
-        if len(left) == len(waiting):
-            return finite
-        waiting = left[::-1]
-
-
-def _is_finite(schema: JsonSchema, finite: set[str]) -> bool:
-    """Whether some value of finite size matches, given the definitions of which that is known."""
-    if isinstance(schema, bool):
-        return schema
-    if "enum" in schema:
-        return True
-    if "$ref" in schema and schema["$ref"].rpartition("/")[2] not in finite:
-        return False
-    if not all(_is_finite(part, finite) for part in schema.get("allOf", ())):
-        return False
-    for keyword in ("anyOf",):
-        if keyword in schema and not any(_is_finite(option, finite) for option in schema[keyword]):
-            return False
-    types = schema.get("type", TYPES)
-    types = (types,) if isinstance(types, str) else types
-    return any(
-        _has_finite_object(schema, finite)
-        if name == "object"
-        else _has_finite_array(schema, finite)
-        if name == "array"
-        else True
-        for name in types
-    )
-
-
-def _has_finite_object(schema: dict[str, Any], finite: set[str]) -> bool:
-    properties = schema.get("properties", {})
-    others = schema.get("additionalProperties", True) if "patternProperties" not in schema else True
-    return all(_is_finite(properties.get(name, others), finite) for name in schema.get("required", ()))
-
-
-def _has_finite_array(schema: dict[str, Any], finite: set[str]) -> bool:
-    prefix = schema.get("prefixItems", [])
-    least = schema.get("minItems", 0)
-    needed = [*prefix[:least], *([schema.get("items", True)] if least > len(prefix) else [])]
-    return all(_is_finite(item, finite) for item in needed)
-
-
-def _without_endless(schema: JsonSchema, finite: set[str]) -> JsonSchema:
-    """The same values of finite size; nothing refers to definitions that have none."""
-    if isinstance(schema, bool):
-        return schema
-    if "$ref" in schema and schema["$ref"].rpartition("/")[2] not in finite:
-        return False
-    changed = dict(schema)
-    for keyword in ("anyOf", "allOf", "prefixItems"):
-        if keyword in schema:
-            changed[keyword] = [_without_endless(part, finite) for part in schema[keyword]]
-    if "anyOf" in changed:
-        changed["anyOf"] = [option for option in changed["anyOf"] if option is not False] or [False]
-    for keyword in ("properties", "patternProperties"):
-        if keyword in schema:
-            changed[keyword] = {name: _without_endless(part, finite) for name, part in schema[keyword].items()}
-    for keyword in ("items", "additionalProperties"):
-        if keyword in schema:
-            changed[keyword] = _without_endless(schema[keyword], finite)
-    return changed
 
 
 def _has_nothing(schema: JsonSchema) -> bool:
