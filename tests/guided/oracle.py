@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -52,13 +53,25 @@ FORMATS = _formats()
 
 
 def validator(schema: Any) -> Any:
-    """For what the schema says it is written in; else for the newest draft of which it is a schema."""
+    """For what the schema says it is written in; else for the newest draft of which it is a schema.
+
+    Raises:
+        jsonschema.SchemaError: the schema is not one of the draft that it names.
+    """
+    return _validator(json.dumps(schema))
+
+
+@functools.lru_cache(maxsize=64)  # a check takes longer than what follows
+def _validator(text: str) -> Any:
+    schema = json.loads(text)
+    any_patterns = jsonschema.FormatChecker(())  # they may not be Python's
     if isinstance(schema, dict) and "$schema" in schema:
-        return jsonschema.validators.validator_for(schema)(schema, format_checker=FORMATS)
-    drafts = (jsonschema.Draft202012Validator, jsonschema.Draft7Validator, jsonschema.Draft4Validator)
-    for draft in drafts:
+        named = jsonschema.validators.validator_for(schema)
+        named.check_schema(schema, format_checker=any_patterns)
+        return named(schema, format_checker=FORMATS)
+    for draft in (jsonschema.Draft202012Validator, jsonschema.Draft7Validator, jsonschema.Draft4Validator):
         try:
-            draft.check_schema(schema, format_checker=jsonschema.FormatChecker(()))  # patterns may not be Python's
+            draft.check_schema(schema, format_checker=any_patterns)
         except jsonschema.SchemaError:
             continue
         return draft(schema, format_checker=FORMATS)

@@ -85,6 +85,8 @@ def cases(number: int) -> list[Case]:
     found += [_schema("schema", schema, None) for schema in odd]
     found += [_regex("regex", pattern, True) for pattern in patterns]
     found += [_schema("nasty schema", schema, None) for schema in nasty_schemas()]
+    found += [_schema("nasty schema", doubling("anyOf", 24, {"const": 1}), None, {"const": 1})]
+    found += [_schema("nasty schema", doubling("allOf", 18, {"type": "object"}), None, {"type": "object"})]
     found += [_schema("broken schema", schema, False) for schema in BROKEN_SCHEMAS]
     found += [_regex("nasty regex", pattern, None) for pattern in nasty_regexes()]
     found += [_regex("broken regex", pattern, False) for pattern in text_cases.BROKEN_REGEXES]
@@ -111,12 +113,15 @@ def cases(number: int) -> list[Case]:
     return found[:number]
 
 
-def _schema(kind: str, schema: Any, must_run: bool | None) -> Case:
+def _schema(kind: str, schema: Any, must_run: bool | None, judged_as: Any = None) -> Case:
+    """`judged_as` is another schema for the same values, where jsonschema would take seconds for this one."""
+
     def judge(text: str) -> str | None:
-        document = json.loads(schema) if isinstance(schema, str) else schema
+        document = schema if judged_as is None else judged_as
+        document = json.loads(document) if isinstance(document, str) else document
         try:
             made = validator(document)
-            made.check_schema(document)
+            made.check_schema(document)  # also that its patterns are Python's
             if kind.startswith("mutated") and "$schema" not in document and type(made) is not Draft202012Validator:
                 return None  # what is broken in a definition must not make it a schema of another draft
         except Exception:  # a mutant that is no schema of any draft, such as {"title": 5}: nothing could judge it
@@ -153,20 +158,18 @@ def nested(depth: int, make: Callable[[Any], Any], inner: Any) -> Any:
     return inner
 
 
+def doubling(keyword: str, depth: int, last: dict[str, Any]) -> dict[str, Any]:
+    """A schema that leads to another one by 2**depth ways."""
+    definitions = {str(i): {keyword: [{"$ref": f"#/$defs/{i + 1}"}] * 2} for i in range(depth)}
+    return {"$ref": "#/$defs/0", "$defs": definitions | {str(depth): last}}
+
+
 def nasty_schemas() -> list[Any]:
     deep = {"$ref": "#/$defs/0", "$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(2000)}}
     deep["$defs"]["2000"] = {"type": "null"}
     wide = {f"key {i}": {"anyOf": [{"type": "integer"}, {"type": "null"}]} for i in range(1500)}
-    doubling: dict[str, Any] = {"$ref": "#/$defs/0", "$defs": {"24": {"const": 1}}}
-    for i in range(24):
-        doubling["$defs"][str(i)] = {"anyOf": [{"$ref": f"#/$defs/{i + 1}"}, {"$ref": f"#/$defs/{i + 1}"}]}
-    both: dict[str, Any] = {"$ref": "#/$defs/0", "$defs": {"18": {"type": "object"}}}
-    for i in range(18):
-        both["$defs"][str(i)] = {"allOf": [{"$ref": f"#/$defs/{i + 1}"}, {"$ref": f"#/$defs/{i + 1}"}]}
     return [
         deep,
-        doubling,
-        both,
         {"enum": [f"{i * i * 7919:x} of a giant enum" for i in range(50_000)]},
         {"enum": list(range(20_000))},
         {"type": "object", "properties": wide},
