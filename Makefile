@@ -28,7 +28,7 @@ test: lint
 	@$(BIN)/python -m pytest -m "not slow and not gpu" --timeout 300
 
 # With the environment of the caller: machines with a GPU often have a torch of their own. Only files that have such tests
-# are read, as that takes longer than the tests themselves.
+# are read: time on such machines is dear.
 test-gpu:
 	@PYTHONPATH=".:$$PYTHONPATH" $(PYTHON) -m pytest -m gpu `grep -rl --include='test_*.py' 'pytest.mark.gpu' tests`
 

@@ -24,6 +24,10 @@ from taco.kernels.sampling import (
 # Multiples of the chunk sizes, numbers just beside them, and small ones.
 VOCABS = [1, 7, 130, 256, 511, 512, 513, 4096, 5003, 12289]
 
+# Without the native kernels there is no native nucleus.
+NUCLEUS = [("native kernels", name) for name in nucleus.names]
+NUCLEUS += [("torch operators", name) for name in nucleus.names if name != "native"]
+
 
 @pytest.fixture(autouse=True, params=["native kernels", "torch operators"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,14 +170,12 @@ def nucleus_by_definition(row: torch.Tensor, top_p: float) -> tuple[list[int], f
     step=st.sampled_from([0.0, 0.25, 1.0]),
     top_p=st.floats(1e-3, 0.9999),
 )
-@pytest.mark.parametrize("name", nucleus.names)
+@pytest.mark.parametrize(("kernels", "name"), NUCLEUS, indirect=["kernels"])
 def test_nucleus_is_the_smallest_likely_set_that_reaches_top_p(
     name: str, seed: int, vocab: int, scale: float, step: float, top_p: float
 ) -> None:
     logits = random_logits(3, vocab, seed, step) * scale
     logits[1, : vocab // 2] = -torch.inf
-    if name == "native" and native.library() is None:
-        pytest.skip("switched off")
     with nucleus.forced(name):
         edges, ties = nucleus(logits, torch.full((3,), top_p, dtype=torch.float64))
     for row, edge, num_ties in zip(logits, edges, ties, strict=True):
@@ -185,12 +187,10 @@ def test_nucleus_is_the_smallest_likely_set_that_reaches_top_p(
         assert (num_ties == vocab) == (set(equal) <= set(kept))
 
 
-@pytest.mark.parametrize("name", nucleus.names)
+@pytest.mark.parametrize(("kernels", "name"), NUCLEUS, indirect=["kernels"])
 def test_nucleus_ends_as_soon_as_top_p_is_reached_exactly(name: str) -> None:
     logits = torch.zeros(3, 4)
     logits[1:, 3] = -torch.inf
-    if name == "native" and native.library() is None:
-        pytest.skip("switched off")
     with nucleus.forced(name):
         edges, ties = nucleus(logits, torch.tensor([0.5, 0.75, 1.0], dtype=torch.float64))
     assert edges.tolist() == [0, 0, 0] and ties.tolist() == [2, 4, 4]
