@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from taco.version import __version__, __version_tuple__
 
 if TYPE_CHECKING:
+    from taco.constraint_params import GuidedDecodingParams, StructuredOutputsParams
     from taco.engine.arg_utils import AsyncEngineArgs, EngineArgs
     from taco.engine.async_llm_engine import AsyncLLMEngine
     from taco.engine.llm_engine import LLMEngine
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         ScoringRequestOutput,
     )
     from taco.pooling_params import PoolerConfig, PoolingParams
-    from taco.sampling_params import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
+    from taco.sampling_params import SamplingParams
     from taco.tool_calls import ToolCall, parse_tool_calls
 
 _HOMES = {
@@ -41,7 +42,7 @@ _HOMES = {
     "EmbeddingOutput": "taco.outputs",
     "EmbeddingRequestOutput": "taco.outputs",
     "EngineArgs": "taco.engine.arg_utils",
-    "GuidedDecodingParams": "taco.sampling_params",
+    "GuidedDecodingParams": "taco.constraint_params",
     "LLM": "taco.entrypoints.llm",
     "LLMEngine": "taco.engine.llm_engine",
     "PoolerConfig": "taco.pooling_params",
@@ -53,7 +54,7 @@ _HOMES = {
     "SamplingParams": "taco.sampling_params",
     "ScoringOutput": "taco.outputs",
     "ScoringRequestOutput": "taco.outputs",
-    "StructuredOutputsParams": "taco.sampling_params",
+    "StructuredOutputsParams": "taco.constraint_params",
     "TextPrompt": "taco.inputs",
     "TokensPrompt": "taco.inputs",
     "ToolCall": "taco.tool_calls",

@@ -9,14 +9,13 @@ import copy
 import hashlib
 import json
 import math
-import numbers
-import operator
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
-from taco.sampling_params import ParameterTypeError, RequestOutputKind
+from taco.param_checks import as_bool, as_int, as_number, as_token_ids, require, type_error
+from taco.sampling_params import RequestOutputKind
 from taco.struct_fields import WithStructFields
 
 if TYPE_CHECKING:
@@ -38,46 +37,32 @@ TASK_PARAMETERS = {
 
 
 def _optional_bool(name: str, value: Any) -> bool | None:
-    if value is None or isinstance(value, bool):
-        return value
-    raise _type_error(name, "a bool or None", value)
+    return None if value is None else as_bool(name, value)
 
 
 def _optional_int(name: str, value: Any, minimum: int) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise _type_error(name, "an int or None", value)
-    number = operator.index(value)
-    if number < minimum:
-        raise TacoValidationError(f"{name} must be at least {minimum}, got {number}.", parameter=name, value=value)
+    number = as_int(name, value)
+    require(number >= minimum, name, number, f"must be at least {minimum}")
     return number
 
 
 def _optional_number(name: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise _type_error(name, "a finite number or None", value)
-    return float(value)
+    number = as_number(name, value)
+    require(math.isfinite(number), name, number, "must be a finite number")
+    return number
 
 
 def _optional_token_ids(name: str, value: Any) -> list[int] | None:
     if value is None:
         return None
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
-        raise _type_error(name, "a list of token ids or None", value)
-    ids = [_optional_int(name, token_id, 0) for token_id in value]
-    if None in ids or not ids:
-        raise TacoValidationError(
-            f"{name} must be a list of at least one token id, got {value}.", parameter=name, value=value
-        )
-    return ids  # type: ignore[return-value]
-
-
-def _type_error(name: str, expected: str, value: object) -> ParameterTypeError:
-    message = f"{name} must be {expected}, but is of type {type(value).__name__}: {str(value)[:80]}"
-    return ParameterTypeError(message, parameter=name, value=value)
+    ids = as_token_ids(name, value)
+    require(bool(ids), name, ids, "must be a list of at least one token id")
+    require(min(ids) >= 0, name, min(ids), "must contain token ids, which are at least 0")
+    return ids
 
 
 @dataclass
@@ -124,7 +109,7 @@ class LateChunkingParams(WithStructFields):
     def verify(self) -> None:
         """Raises TacoValidationError if `chunk_size` is not a number of tokens."""
         if _optional_int("chunk_size", self.chunk_size, 1) is None:
-            raise _type_error("chunk_size", "an int", None)
+            raise type_error("chunk_size", "an int", None)
 
 
 @dataclass

@@ -7,20 +7,35 @@ and `no_repeat_ngram_size` of TACO-LLM.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import math
-import numbers
-import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taco.errors import TacoValidationError, UnsupportedFeatureError, unknown_arguments
+from taco.constraint_params import GuidedDecodingParams as GuidedDecodingParams  # vLLM has both of them here
+from taco.constraint_params import StructuredOutputsParams as StructuredOutputsParams
+from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.param_checks import (
+    ParameterTypeError,
+    as_bool,
+    as_int,
+    as_logit_bias,
+    as_number,
+    as_processors,
+    as_score_ids,
+    as_strings,
+    as_token_ids,
+    check_extra_ints,
+    require,
+    require_in_vocabulary,
+    suggests_names,
+    type_error,
+)
 from taco.struct_fields import WithStructFields
 
 if TYPE_CHECKING:
@@ -28,17 +43,10 @@ if TYPE_CHECKING:
     from taco.guided.spec import GrammarSpec
     from taco.reasoning import ReasoningMarkers
 
-T = TypeVar("T")
-
 MAX_N_SEQUENCES = 16384  # largest n, best_of and beam width
 MAX_LOGPROB_TOKEN_IDS = 128
-MAX_LOGIT_BIAS = 100.0
 GREEDY_TEMPERATURE = 1e-5  # sampling with a temperature below this is greedy
 MIN_TEMPERATURE = 1e-2  # smaller positive temperatures overflow float32 logits, so they are raised to this
-
-
-class ParameterTypeError(TacoValidationError, TypeError):
-    """A sampling parameter has the wrong type."""
 
 
 class RequestOutputKind(Enum):
@@ -57,175 +65,6 @@ class SamplingType(IntEnum):
     RANDOM_SEED = 2
 
 
-def _type_error(name: str, expected: str, value: object) -> ParameterTypeError:
-    message = f"{name} must be {expected}, but is of type {type(value).__name__}: {str(value)[:80]}"
-    return ParameterTypeError(message, parameter=name, value=value)
-
-
-def _as_int(name: str, value: Any) -> int:
-    if not isinstance(value, (bool, np.bool_)):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise _type_error(name, "an int", value)
-
-
-def _as_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise _type_error(name, "a number", value)
-    try:
-        return float(value)
-    except OverflowError:
-        raise TacoValidationError(f"{name} is larger than any float.", parameter=name, value=value) from None
-
-
-def _as_bool(name: str, value: Any) -> bool:
-    if isinstance(value, (bool, np.bool_, int)) and value in (0, 1):
-        return bool(value)
-    raise _type_error(name, "a bool", value)
-
-
-def _as_token_ids(name: str, value: Any) -> list[int]:
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
-        raise _type_error(name, "a list of token ids", value)
-    ids = list(value)
-    try:
-        return [token_id if type(token_id) is int else _as_int(name, token_id) for token_id in ids]
-    except ParameterTypeError:
-        raise ParameterTypeError(
-            f"{name} must contain only integers, got {str(ids)[:200]}.", parameter=name, value=value
-        ) from None
-
-
-def _as_strings(name: str, value: Any) -> list[str]:
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
-        raise _type_error(name, "a list of strings", value)
-    strings = list(value)
-    for element in strings:
-        if not isinstance(element, str):
-            raise _type_error(name, "a list of strings (one element)", element)
-        if not element:
-            raise TacoValidationError(
-                f"{name} cannot contain an empty string. Got {name}={strings}; remove it.", parameter=name, value=value
-            )
-    return strings
-
-
-def _require(condition: bool, name: str, value: object, message: str) -> None:
-    if not condition:
-        raise TacoValidationError(f"{name} {message}, got {value}.", parameter=name, value=value)
-
-
-def _require_one_constraint(what: str, constraints: dict[str, object], allow_none: bool) -> None:
-    given = [name for name, value in constraints.items() if value is not None]
-    if len(given) > 1:
-        raise TacoValidationError(f"You can only use one kind of {what} but multiple are specified: {given}.")
-    if not given and not allow_none:
-        raise TacoValidationError(
-            f"You must use one kind of {what} but none are specified; give one of {list(constraints)}."
-        )
-
-
-class _Constraint:
-    """What the two forms of a constraint on the text have in common."""
-
-    _kinds: ClassVar[tuple[str, ...]]
-
-    @property
-    def constraint_kind(self) -> str | None:
-        """Name of the field that has the constraint; None if there is none."""
-        return next((kind for kind in self._kinds if getattr(self, kind) is not None), None)
-
-
-@dataclass
-class GuidedDecodingParams(_Constraint):
-    """Constraint on the generated text, in the form of vLLM 0.6; at most one kind may be given, none is no constraint.
-
-    Args:
-        json: JSON schema, as text or as a dict; or a type that pydantic knows, such as a model class. Properties come
-            in the order of the schema, and there are no others where it does not say `additionalProperties`; unless
-            several of its schemas concern one object, as with `allOf`.
-        regex: regular expression that the whole text matches.
-        choice: the text is one of these strings; or a `Literal` or an `Enum` class of strings.
-        grammar: context-free grammar, in the notation of Lark, or GBNF/EBNF.
-        json_object: True: any JSON object; False: no constraint.
-        backend: name of the grammar library: "llguidance" (or "guidance"), "outlines", "xgrammar", or "auto" for the
-            first that enforces all of it. One that cannot enforce a part of it leaves it to another. Default None = the
-            engine's.
-        whitespace_pattern: regular expression of the white space between the parts of JSON; matters to nothing else.
-    """
-
-    json: str | dict[str, Any] | type | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
-    backend: str | None = None
-    whitespace_pattern: str | None = None
-
-    _kinds = ("json", "regex", "choice", "grammar", "json_object")
-
-    def __post_init__(self) -> None:
-        _require_one_constraint("guided decoding", {kind: getattr(self, kind) for kind in self._kinds}, allow_none=True)
-
-    @staticmethod
-    def from_optional(
-        json: dict[str, Any] | str | type | None = None,
-        regex: str | None = None,
-        choice: list[str] | None = None,
-        grammar: str | None = None,
-        json_object: bool | None = None,
-        backend: str | None = None,
-        whitespace_pattern: str | None = None,
-    ) -> GuidedDecodingParams | None:
-        """The parameters; None if there is no constraint among them."""
-        if all(constraint is None for constraint in (json, regex, choice, grammar, json_object)):
-            return None
-        return GuidedDecodingParams(json, regex, choice, grammar, json_object, backend, whitespace_pattern)
-
-
-@dataclass
-class StructuredOutputsParams(_Constraint):
-    """Constraint on the generated text, in the form of vLLM 0.33; exactly one kind must be given.
-
-    Args:
-        json, regex, choice, grammar, whitespace_pattern: see `GuidedDecodingParams`.
-        json_object: True: any JSON object. False is an error.
-        disable_any_whitespace: no white space between the parts of JSON but what is customary after commas and colons,
-            or none.
-        disable_additional_properties: JSON objects have no properties beyond those of the schema where it does not say
-            otherwise, even if several of its schemas concern one object.
-        structural_tag: JSON description, as text or as a dict, of tagged regions that are constrained.
-    """
-
-    json: str | dict[str, Any] | type | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
-    whitespace_pattern: str | None = None
-    structural_tag: str | dict[str, Any] | None = None
-    _backend: str | None = field(default=None, init=False)
-    _backend_was_auto: bool = field(default=False, init=False)
-
-    _kinds = (*GuidedDecodingParams._kinds, "structural_tag")
-
-    def __post_init__(self) -> None:
-        constraints = {kind: getattr(self, kind) for kind in self._kinds}
-        _require_one_constraint("structured outputs constraint", constraints, allow_none=False)
-
-    def all_constraints_none(self) -> bool:
-        """Whether there is no constraint, as the one that was given has been set to None."""
-        return self.constraint_kind is None
-
-    def all_non_structural_tag_constraints_none(self) -> bool:
-        """Whether there is no constraint but a `structural_tag`."""
-        return self.constraint_kind in (None, "structural_tag")
-
-
 @dataclass
 class RepetitionDetectionParams:
     """Ends a sequence whose last tokens are one pattern repeated again and again.
@@ -242,40 +81,20 @@ class RepetitionDetectionParams:
 
     def __post_init__(self) -> None:
         for name in ("max_pattern_size", "min_pattern_size", "min_count"):
-            value = _as_int(name, getattr(self, name))
-            _require(value >= 0, name, value, "must be at least 0")
+            value = as_int(name, getattr(self, name))
+            require(value >= 0, name, value, "must be at least 0")
             setattr(self, name, value)
-        _require(
+        require(
             self.min_pattern_size <= self.max_pattern_size,
             "min_pattern_size",
             self.min_pattern_size,
             f"must be at most max_pattern_size={self.max_pattern_size}",
         )
         if self.max_pattern_size > 0:
-            _require(self.min_count >= 2, "min_count", self.min_count, "must be at least 2 (max_pattern_size=0 is off)")
+            require(self.min_count >= 2, "min_count", self.min_count, "must be at least 2 (max_pattern_size=0 is off)")
 
 
-def _suggests_names(cls: type[T]) -> type[T]:
-    """Makes the constructor of a dataclass answer unknown names with known ones.
-
-    The check is in `__new__`, as programs read the names from `__init__`, some of them from its code.
-    """
-    init = cls.__init__
-    known = list(inspect.signature(init).parameters)[1:]
-    public = [name for name in known if not name.startswith("_")]
-
-    @functools.wraps(init)
-    def checked_new(made: type[T], *args: Any, **kwargs: Any) -> T:
-        unknown = [name for name in kwargs if name not in known]
-        if unknown and made.__init__ is init:  # a subclass may have names of its own
-            raise ParameterTypeError(unknown_arguments(cls.__name__, unknown, public), parameter=unknown[0])
-        return object.__new__(made)
-
-    cls.__new__ = checked_new  # type: ignore[method-assign, assignment]
-    return cls
-
-
-@_suggests_names
+@suggests_names
 @dataclass(repr=False)
 class SamplingParams(WithStructFields):
     """How the completions of one prompt are generated. Use keywords: positional orders differ between versions.
@@ -449,7 +268,7 @@ class SamplingParams(WithStructFields):
             )
             self.temperature = MIN_TEMPERATURE
         if self.temperature < GREEDY_TEMPERATURE and not self.use_beam_search:
-            _require(
+            require(
                 self.n == 1,
                 "n",
                 self.n,
@@ -490,28 +309,28 @@ class SamplingParams(WithStructFields):
                 values[name] = 1 if values[name] else None
         for name in _BOOL_FIELDS:
             if type(values[name]) is not bool:
-                values[name] = _as_bool(name, values[name])
+                values[name] = as_bool(name, values[name])
         for name in _FLOAT_FIELDS:
             if type(values[name]) is not float:
-                number = _as_number(name, values[name])
+                number = as_number(name, values[name])
                 values[name] = values[name] if type(values[name]) is int else number
         for name in _INT_FIELDS:
             if type(values[name]) is not int:
-                values[name] = _as_int(name, values[name])
+                values[name] = as_int(name, values[name])
         for name in _OPTIONAL_INT_FIELDS:
             if values[name] is not None and type(values[name]) is not int:
-                values[name] = _as_int(name, values[name])
+                values[name] = as_int(name, values[name])
         for name in ("watermarking", "skip_reading_prefix_cache"):
             if values[name] is not None:
-                values[name] = _as_bool(name, values[name])
+                values[name] = as_bool(name, values[name])
         for name in ("allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids"):
             if values[name] is not None:
-                values[name] = _as_token_ids(name, values[name])
+                values[name] = as_token_ids(name, values[name])
         for name, kind in _NESTED_FIELDS.items():
             if values[name] is not None and not isinstance(values[name], kind):
-                raise _type_error(name, f"a {kind.__name__}", values[name])
+                raise type_error(name, f"a {kind.__name__}", values[name])
         if not isinstance(self.output_kind, RequestOutputKind):
-            raise _type_error("output_kind", "a RequestOutputKind", self.output_kind)
+            raise type_error("output_kind", "a RequestOutputKind", self.output_kind)
         if self.repetition_detection is not None:
             self.repetition_detection.__post_init__()  # attributes may have been assigned since
 
@@ -520,62 +339,60 @@ class SamplingParams(WithStructFields):
         if self.thinking_token_budget == -1:
             self.thinking_token_budget = None
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        self.stop = [] if stop is None else _as_strings("stop", stop)
+        self.stop = [] if stop is None else as_strings("stop", stop)
         if self.stop_token_ids is None:
             self.stop_token_ids = []
         else:
-            self.stop_token_ids = list(dict.fromkeys(_as_token_ids("stop_token_ids", self.stop_token_ids)))
-        self.bad_words = [] if self.bad_words is None else _as_strings("bad_words", self.bad_words)
+            self.stop_token_ids = list(dict.fromkeys(as_token_ids("stop_token_ids", self.stop_token_ids)))
+        self.bad_words = [] if self.bad_words is None else as_strings("bad_words", self.bad_words)
         if self.logits_processors is not None:
-            self.logits_processors = _as_processors(self.logits_processors)
+            self.logits_processors = as_processors(self.logits_processors)
         if self.logit_bias is not None:
-            self.logit_bias = _as_logit_bias(self.logit_bias)
+            self.logit_bias = as_logit_bias(self.logit_bias)
         if self.prompt_logprob_token_ids is not None:
-            self.prompt_logprob_token_ids = _as_score_ids(self.prompt_logprob_token_ids)
+            self.prompt_logprob_token_ids = as_score_ids(self.prompt_logprob_token_ids)
         if self.extra_args is not None:
             if not isinstance(self.extra_args, dict):
-                raise _type_error("extra_args", "a dict", self.extra_args)
-            _check_extra_ints(self.extra_args)
+                raise type_error("extra_args", "a dict", self.extra_args)
+            check_extra_ints(self.extra_args)
 
     def _check_ranges(self) -> None:
-        _require(self.n >= 1, "n", self.n, "must be at least 1")
-        _require(self.n <= MAX_N_SEQUENCES, "n", self.n, f"must be at most {MAX_N_SEQUENCES}")
-        _require((self.best_of or 1) <= MAX_N_SEQUENCES, "best_of", self.best_of, f"must be at most {MAX_N_SEQUENCES}")
+        require(self.n >= 1, "n", self.n, "must be at least 1")
+        require(self.n <= MAX_N_SEQUENCES, "n", self.n, f"must be at most {MAX_N_SEQUENCES}")
+        require((self.best_of or 1) <= MAX_N_SEQUENCES, "best_of", self.best_of, f"must be at most {MAX_N_SEQUENCES}")
         # Chained comparisons are false for NaN, so it is refused too.
-        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "must be in [-2, 2]")
-        _require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "must be in [-2, 2]")
-        _require(
+        require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "must be in [-2, 2]")
+        require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "must be in [-2, 2]")
+        require(
             0 < self.repetition_penalty < math.inf,
             "repetition_penalty",
             self.repetition_penalty,
             "must be a finite number greater than zero",
         )
-        _require(math.isfinite(self.temperature), "temperature", self.temperature, "must be a finite number")
-        _require(self.temperature >= 0, "temperature", self.temperature, "must be non-negative")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
-        _require(self.top_k >= -1, "top_k", self.top_k, "must be 0 or -1 (disable), or at least 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "must be in [0, 1]")
-        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be a finite number")
+        require(math.isfinite(self.temperature), "temperature", self.temperature, "must be a finite number")
+        require(self.temperature >= 0, "temperature", self.temperature, "must be non-negative")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
+        require(self.top_k >= -1, "top_k", self.top_k, "must be 0 or -1 (disable), or at least 1")
+        require(0 <= self.min_p <= 1, "min_p", self.min_p, "must be in [0, 1]")
+        require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be a finite number")
         if self.seed is not None:
-            _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "must be in [-2**63, 2**64)")
-        _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must be greater than or equal to 0")
-        _require(self.min_tokens < 2**63, "min_tokens", self.min_tokens, "must be less than 2**63")
+            require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "must be in [-2**63, 2**64)")
+        require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must be greater than or equal to 0")
+        require(self.min_tokens < 2**63, "min_tokens", self.min_tokens, "must be less than 2**63")
         for name, least in _LEAST_VALUES.items():
             value = getattr(self, name)
-            _require(value is None or value >= least, name, value, f"must be at least {least}")
+            require(value is None or value >= least, name, value, f"must be at least {least}")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            _require(value is None or value >= -1, name, value, "must be non-negative or -1 (= the full vocabulary)")
+            require(value is None or value >= -1, name, value, "must be non-negative or -1 (= the full vocabulary)")
         if self.early_stopping is not True and self.early_stopping is not False:
-            _require(
+            require(
                 self.early_stopping == "never", "early_stopping", self.early_stopping, 'must be True, False or "never"'
             )
         if self.allowed_token_ids is not None:
-            _require(
-                len(self.allowed_token_ids) > 0, "allowed_token_ids", [], "is not None and empty, so no token fits"
-            )
+            require(len(self.allowed_token_ids) > 0, "allowed_token_ids", [], "is not None and empty, so no token fits")
         if self.logprob_token_ids is not None:
-            _require(
+            require(
                 len(self.logprob_token_ids) <= MAX_LOGPROB_TOKEN_IDS,
                 "logprob_token_ids",
                 f"{len(self.logprob_token_ids)} ids",
@@ -584,7 +401,7 @@ class SamplingParams(WithStructFields):
 
     def _check_combinations(self) -> None:
         if self.max_tokens is not None:
-            _require(
+            require(
                 self.min_tokens <= self.max_tokens,
                 "min_tokens",
                 self.min_tokens,
@@ -609,7 +426,7 @@ class SamplingParams(WithStructFields):
                 value=self.structured_outputs,
             )
         if self.logprob_token_ids is not None and self.logprobs is not None:
-            _require(
+            require(
                 self.logprobs == len(self.logprob_token_ids),
                 "logprobs",
                 self.logprobs,
@@ -622,23 +439,23 @@ class SamplingParams(WithStructFields):
                 value=self.prompt_logprob_start,
             )
         if self.trace_decode_token_ids is not None:
-            _require(len(self.trace_decode_token_ids) > 0, "trace_decode_token_ids", [], "must not be empty")
+            require(len(self.trace_decode_token_ids) > 0, "trace_decode_token_ids", [], "must not be empty")
             with_trace = "with trace_decode_token_ids"
-            _require(self.n == 1, "n", self.n, f"must be 1 {with_trace}")
+            require(self.n == 1, "n", self.n, f"must be 1 {with_trace}")
             for name in _NOT_WITH_TRACE:
                 value = getattr(self, name)
-                _require(value is None or value == [], name, value, f"cannot be used {with_trace}")
+                require(value is None or value == [], name, value, f"cannot be used {with_trace}")
         if self.use_beam_search:
             with_beams = "when using beam search"
-            _require(self.n > 1, "best_of", self.n, f"must be greater than 1 {with_beams}")
-            _require(self.temperature == 0, "temperature", self.temperature, f"must be 0 {with_beams}")
-            _require(self.top_p == 1, "top_p", self.top_p, f"must be 1 {with_beams}")
-            _require(self.top_k in (-1, 0), "top_k", self.top_k, f"must be -1 {with_beams}")
-            _require(self.min_p == 0, "min_p", self.min_p, f"must be 0 {with_beams}")
+            require(self.n > 1, "best_of", self.n, f"must be greater than 1 {with_beams}")
+            require(self.temperature == 0, "temperature", self.temperature, f"must be 0 {with_beams}")
+            require(self.top_p == 1, "top_p", self.top_p, f"must be 1 {with_beams}")
+            require(self.top_k in (-1, 0), "top_k", self.top_k, f"must be -1 {with_beams}")
+            require(self.min_p == 0, "min_p", self.min_p, f"must be 0 {with_beams}")
         else:
             without = "when not using beam search (use_beam_search=True)"
-            _require(self.early_stopping is False, "early_stopping", self.early_stopping, f"must be False {without}")
-            _require(self.length_penalty == 1, "length_penalty", self.length_penalty, f"must be 1.0 {without}")
+            require(self.early_stopping is False, "early_stopping", self.early_stopping, f"must be False {without}")
+            require(self.length_penalty == 1, "length_penalty", self.length_penalty, f"must be 1.0 {without}")
 
     def validate_supported(self) -> None:
         """Raises UnsupportedFeatureError if a field asks for something that this version of taco cannot do."""
@@ -938,82 +755,6 @@ class SamplingParams(WithStructFields):
         return f"SamplingParams({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
 
-def require_in_vocabulary(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
-    """Raises TacoValidationError, which names the parameter, if one of `token_ids` is not below `vocab_size`."""
-    bad = [token for token in token_ids if not 0 <= token < vocab_size]
-    if bad:
-        raise TacoValidationError(
-            f"token_id {bad[0]} in {name} contains out-of-vocab token id: ids must be in [0, {vocab_size}), "
-            f"got {bad[:_NUM_SHOWN]}.",
-            parameter=name,
-            value=bad[0],
-        )
-
-
-def _int_of_text(token_id: Any) -> Any:
-    """`token_id` as an int if it is the text of one; else unchanged, for the field's own check to report."""
-    try:
-        return int(token_id) if isinstance(token_id, str) else token_id
-    except ValueError:
-        return token_id
-
-
-def _as_processors(value: Any) -> list[Callable[..., Any]]:
-    processors = list(value) if isinstance(value, (list, tuple)) else None
-    if processors is None or not all(map(callable, processors)):
-        raise _type_error("logits_processors", "a list of callables", value)
-    return processors
-
-
-def _as_logit_bias(value: Any) -> dict[int, float]:
-    if not isinstance(value, dict):
-        raise _type_error("logit_bias", "a dict of token id: bias", value)
-    value = {_int_of_text(key): bias for key, bias in value.items()}
-    bad_keys = [key for key in value if isinstance(key, bool) or not isinstance(key, numbers.Integral)]
-    if bad_keys:
-        raise ParameterTypeError(
-            f"logit_bias contains key(s) that cannot be converted to integer token IDs: {bad_keys[:20]}; "
-            "its keys are token ids as int.",
-            parameter="logit_bias",
-            value=bad_keys,
-        )
-    biases = {int(key): _as_number("logit_bias", bias) for key, bias in value.items()}
-    _require(not any(map(math.isnan, biases.values())), "logit_bias", value, "must not contain NaN")
-    return {key: min(MAX_LOGIT_BIAS, max(-MAX_LOGIT_BIAS, bias)) for key, bias in biases.items()}
-
-
-def _as_score_ids(value: Any) -> np.ndarray:
-    if isinstance(value, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in value):
-        width = max(map(len, value), default=0)
-        value = [[*row, *[-1] * (width - len(row))] for row in value]
-    try:
-        ids = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        ids = np.empty(0)
-    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
-        raise ParameterTypeError(
-            "prompt_logprob_token_ids must be a non-empty integer array of shape [num_rows, num_ids] "
-            "(-1 pads a row), or a list of lists of integers.",
-            parameter="prompt_logprob_token_ids",
-            value=value,
-        )
-    ids = ids.astype(np.int64, order="C")  # a copy, which the caller cannot change any more
-    _require(bool((ids >= -1).all()), "prompt_logprob_token_ids", ids.min(), "must be token ids, or -1 as padding")
-    return ids
-
-
-def _check_extra_ints(value: object) -> None:
-    """Integers in extra_args must fit into 64 bits, signed or unsigned, so that they survive serialisation."""
-    if isinstance(value, dict):
-        for element in value.values():
-            _check_extra_ints(element)
-    elif isinstance(value, (list, tuple)):
-        for element in value:
-            _check_extra_ints(element)
-    elif isinstance(value, int):
-        _require(-(2**63) <= value < 2**64, "extra_args", value, "integers must be in [-2**63, 2**64)")
-
-
 _BOOL_FIELDS = (
     "ignore_eos",
     "detokenize",
@@ -1077,7 +818,6 @@ _NONE_IS_DEFAULT = (
     "frequency_penalty",
     "repetition_penalty",
 )
-_NUM_SHOWN = 5  # offending token ids in a message
 _TOKEN_ID_FIELDS = (
     "logit_bias",
     "allowed_token_ids",
@@ -1148,7 +888,7 @@ _FROM_OPTIONAL = inspect.Signature(
 SamplingParams.from_optional.__signature__ = _FROM_OPTIONAL  # type: ignore[attr-defined]
 
 
-@_suggests_names
+@suggests_names
 @dataclass
 class BeamSearchParams(WithStructFields):
     """Parameters of `LLM.beam_search`.
@@ -1180,21 +920,21 @@ class BeamSearchParams(WithStructFields):
     allowed_token_ids: list[int] | None = None
 
     def __post_init__(self) -> None:
-        self.beam_width = _as_int("beam_width", self.beam_width)
-        _require(
+        self.beam_width = as_int("beam_width", self.beam_width)
+        require(
             1 <= self.beam_width <= MAX_N_SEQUENCES,
             "beam_width",
             self.beam_width,
             f"must be at least 1 and at most {MAX_N_SEQUENCES}",
         )
-        self.max_tokens = _as_int("max_tokens", self.max_tokens)
-        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
-        self.temperature = _as_number("temperature", self.temperature)
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "must be finite and non-negative")
-        self.length_penalty = _as_number("length_penalty", self.length_penalty)
-        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be a finite number")
+        self.max_tokens = as_int("max_tokens", self.max_tokens)
+        require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
+        self.temperature = as_number("temperature", self.temperature)
+        require(0 <= self.temperature < math.inf, "temperature", self.temperature, "must be finite and non-negative")
+        self.length_penalty = as_number("length_penalty", self.length_penalty)
+        require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be a finite number")
         if self.allowed_token_ids is not None:
-            self.allowed_token_ids = _as_token_ids("allowed_token_ids", self.allowed_token_ids)
+            self.allowed_token_ids = as_token_ids("allowed_token_ids", self.allowed_token_ids)
 
     def configure_logprobs(self, sampling_params: SamplingParams, config: TacoConfig) -> None:
         """Has parameters of a search ask for the tokens that it considers at each step, in place."""

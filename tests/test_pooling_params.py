@@ -12,8 +12,9 @@ import pytest
 
 from taco.config import PoolerSettings
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.param_checks import ParameterTypeError
 from taco.pooling_params import LateChunkingParams, LateInteractionParams, PoolerConfig, PoolingParams
-from taco.sampling_params import ParameterTypeError, RequestOutputKind
+from taco.sampling_params import RequestOutputKind
 from tests.fake_engine import make_config
 
 
@@ -34,7 +35,7 @@ def test_canonical_form_and_copies() -> None:
         ({"dimensions": 0}, TacoValidationError),
         ({"dimensions": True}, ParameterTypeError),
         ({"dimensions": 2.0}, ParameterTypeError),
-        ({"use_activation": 1}, ParameterTypeError),
+        ({"use_activation": "yes"}, ParameterTypeError),
         ({"step_tag_id": -1}, TacoValidationError),
         ({"returned_token_ids": []}, TacoValidationError),
         ({"returned_token_ids": [None]}, TacoValidationError),

@@ -26,21 +26,15 @@ from taco.guided.protocol import GrammarError
 from taco.guided.request import to_spec
 from taco.inputs import ParsedPrompt, parse_prompt
 from taco.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from taco.param_checks import NUM_SHOWN, ParameterTypeError, require_in_vocabulary
 from taco.pooling_params import PoolingParams
 from taco.random_keys import row_seed
 from taco.reasoning import ReasoningMarkers, reasoning_markers
 from taco.request import Request
-from taco.sampling_params import (
-    ParameterTypeError,
-    RequestOutputKind,
-    SamplingParams,
-    SamplingType,
-    require_in_vocabulary,
-)
+from taco.sampling_params import RequestOutputKind, SamplingParams, SamplingType
 
 logger = logging.getLogger(__name__)
 
-_NUM_SHOWN = 5  # offending values in a message
 _MAX_CACHED_PARAMS = 4096
 
 
@@ -316,8 +310,8 @@ class InputProcessor:
             except TacoValidationError as error:
                 rows.append(without_frames(error))
         if overlong:
-            shown = ", ".join(str(row) for row, _ in overlong[:_NUM_SHOWN])
-            more = f", ... ({len(overlong)} in all)" if len(overlong) > _NUM_SHOWN else ""
+            shown = ", ".join(str(row) for row, _ in overlong[:NUM_SHOWN])
+            more = f", ... ({len(overlong)} in all)" if len(overlong) > NUM_SHOWN else ""
             logger.warning(
                 "Input prompt (%d tokens) is too long and exceeds limit of %d; its output is empty, with "
                 'finish_reason="length".%s',
@@ -546,8 +540,8 @@ class InputProcessor:
             )
         if min(token_ids) < 0 or max(token_ids) >= self._vocab_size:
             bad = [(i, token) for i, token in enumerate(token_ids) if not 0 <= token < self._vocab_size]
-            shown = ", ".join(f"{token} at position {i}" for i, token in bad[:_NUM_SHOWN])
-            more = f" and {len(bad) - _NUM_SHOWN} more" if len(bad) > _NUM_SHOWN else ""
+            shown = ", ".join(f"{token} at position {i}" for i, token in bad[:NUM_SHOWN])
+            more = f" and {len(bad) - NUM_SHOWN} more" if len(bad) > NUM_SHOWN else ""
             raise TacoValidationError(
                 f"Token id {bad[0][1]} is out of vocabulary: ids must be in [0, {self._vocab_size}), but there is "
                 f"{shown}{more}.",

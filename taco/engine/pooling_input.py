@@ -19,9 +19,10 @@ from taco.engine.input_processor import (
 from taco.errors import TacoError, TacoValidationError
 from taco.inputs import ParsedPrompt, TacoPromptTypeError, parse_prompt
 from taco.outputs import PoolingRequestOutput
+from taco.param_checks import ParameterTypeError
 from taco.pooling_params import PoolingParams
 from taco.request import Request
-from taco.sampling_params import ParameterTypeError, RequestOutputKind
+from taco.sampling_params import RequestOutputKind
 
 
 @dataclass(frozen=True)

@@ -3,137 +3,40 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import sys
 import threading
-import uuid
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from itertools import islice
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from dataclasses import fields, replace
+from typing import Any, ClassVar
 
 from taco.config import ModelConfig
 from taco.engine.arg_utils import EngineArgs
-from taco.engine.input_processor import ParamsCache, PreparedPrompt, ProcessedRequest, TokenizeOptions
+from taco.engine.input_processor import TokenizeOptions
 from taco.engine.llm_engine import LLMEngine
-from taco.engine.prefix_order import prefix_order
+from taco.entrypoints.batch import Batch, Columns, Counter
 from taco.entrypoints.beam_search import BeamSearchMixin
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
 from taco.entrypoints.control import ControlMixin
+from taco.entrypoints.legacy import positional_is_deprecated, refuse_adapters, single_prompts, with_guided_options
 from taco.entrypoints.pooling import PoolingMixin, task_advice
 from taco.entrypoints.progress import Progress
 from taco.errors import (
     AbsentAttribute,
-    BatchValidationError,
     EngineAsleepError,
     EngineDeadError,
     TacoError,
     TacoValidationError,
-    UnsupportedFeatureError,
     unknown_arguments,
 )
-from taco.guided.request import read_guided_options, with_constraint
-from taco.inputs import split_prompts
+from taco.guided.request import with_constraint
 from taco.interrupts import interrupts_deferred
 from taco.outputs import RequestOutput
-from taco.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from taco.sampling_params import SamplingParams, StructuredOutputsParams
 from taco.tool_calls import tool_choice_schema
 
 logger = logging.getLogger(__name__)
-
-_ROWS_TOKENIZED_AT_ONCE = 1024
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _positional_is_deprecated(num_positional: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Warns where more than `num_positional` arguments are given without their names."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        names = list(inspect.signature(function).parameters)
-
-        @functools.wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            if len(args) > num_positional and LLM.DEPRECATE_INIT_POSARGS:
-                warnings.warn(
-                    f"The positional arguments {names[num_positional : len(args)]} are deprecated and will be "
-                    "removed in a future update. Pass them by name.",
-                    DeprecationWarning,
-                    stacklevel=2,
-                )
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    return decorate
-
-
-class Counter:
-    """Numbers the requests of an `LLM`."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.counter = start
-
-    def __next__(self) -> int:
-        number = self.counter
-        self.counter += 1
-        return number
-
-    def reset(self) -> None:
-        self.counter = 0
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """What comes with the rows of a batch: a list has one element a row, any other object stands for all rows."""
-
-    params: SamplingParams | Sequence[SamplingParams]
-    lora_request: object
-    priority: object
-
-    def check_lengths(self, num_rows: int | None) -> None:
-        """Raises TacoValidationError where a list does not fit `num_rows` prompts (None: their number is unknown)."""
-        for name in ("params", "lora_request", "priority"):
-            column = getattr(self, name)
-            if not _is_list(column):
-                continue
-            if num_rows is None:
-                raise TacoValidationError(
-                    f"A list of {name} needs a list of prompts, as the number of prompts of an iterator is not known "
-                    f"beforehand. Pass list(prompts), or one {name} for all.",
-                    parameter=name,
-                )
-            if len(column) != num_rows:
-                raise TacoValidationError(
-                    f"The lengths of prompts and {name} must be the same. Got prompts ({num_rows}) and {name} "
-                    f"({len(column)}).",
-                    parameter=name,
-                    value=len(column),
-                )
-
-    def num_samples(self, num_rows: int | None) -> int | None:
-        """How many completions `num_rows` prompts get together; None if their number is unknown."""
-        if num_rows is None:
-            return None
-        return sum(getattr(self.params_of(index), "n", 1) for index in range(num_rows))
-
-    def params_of(self, index: int) -> object:
-        return self.params[index] if _is_list(self.params) else self.params  # type: ignore[index]
-
-    def lora_request_of(self, index: int) -> object:
-        return self.lora_request[index] if _is_list(self.lora_request) else self.lora_request  # type: ignore[index]
-
-    def priority_of(self, index: int) -> Any:
-        return self.priority[index] if _is_list(self.priority) else self.priority  # type: ignore[index]
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
@@ -160,7 +63,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
     DEPRECATE_LEGACY: ClassVar[bool] = True  # whether `prompt_token_ids` makes a DeprecationWarning
     DEPRECATE_INIT_POSARGS: ClassVar[bool] = True  # whether positional arguments after `model` do
 
-    @_positional_is_deprecated(2)
+    @positional_is_deprecated(2)
     def __init__(
         self,
         model: str,
@@ -293,13 +196,13 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             EngineDeadError: the LLM was closed.
         """
         engine = self._generating_engine("generate")
-        prompts = _merge_legacy_prompts(prompts, prompt_token_ids)
-        _refuse_adapters(prompt_adapter_request, mm_processor_kwargs)
+        rows = single_prompts(prompts, prompt_token_ids, warns=self.DEPRECATE_LEGACY)
+        refuse_adapters(prompt_adapter_request, mm_processor_kwargs)
         columns = self._columns(sampling_params, lora_request, priority)
         if guided_options_request is not None:
-            columns = replace(columns, params=_with_guided_options(columns.params, guided_options_request))
+            columns = replace(columns, params=with_guided_options(columns.params, guided_options_request))
         return self._run_batch(
-            _text_rows(prompts),
+            rows,
             columns,
             engine.input_processor.tokenize_options(tokenization_kwargs),
             use_tqdm,
@@ -358,7 +261,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             if priority is not None:
                 raise TacoValidationError("chat_template must be a string.", parameter="chat_template")
             chat_template, priority = None, chat_template
-        _refuse_adapters(None, mm_processor_kwargs)
+        refuse_adapters(None, mm_processor_kwargs)
         options = ChatOptions(
             chat_template,
             chat_template_content_format,
@@ -403,8 +306,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             As `generate`; nothing has been entered then.
         """
         engine = self._generating_engine("enqueue")
-        _refuse_adapters(None, mm_processor_kwargs)
-        rows = list(_text_rows(prompts))
+        refuse_adapters(None, mm_processor_kwargs)
+        rows = list(single_prompts(prompts, None, warns=False))
         return self._enqueue(
             rows,
             len(rows),
@@ -432,7 +335,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
     ) -> list[str]:
         """Enters conversations as `chat` does, but leaves running them to `wait_for_completion`; see `enqueue`."""
         engine = self._generating_engine("enqueue_chat")
-        _refuse_adapters(None, mm_processor_kwargs)
+        refuse_adapters(None, mm_processor_kwargs)
         options = ChatOptions(
             chat_template,
             chat_template_content_format,
@@ -509,7 +412,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         """`enqueue` for one prompt; returns its id. The fourth argument is `priority` in vLLM 0.33, if it is an int."""
         if isinstance(prompt_adapter_request, int):
             prompt_adapter_request, priority = None, prompt_adapter_request
-        _refuse_adapters(prompt_adapter_request, None)
+        refuse_adapters(prompt_adapter_request, None)
         [request_id] = self.enqueue([prompt], params, lora_request, priority)
         return request_id
 
@@ -596,11 +499,11 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         return _render(conversations, renderer), len(conversations) if isinstance(conversations, list) else None
 
     def _enqueue(
-        self, prompts: Iterable[object], num_rows: int, columns: _Columns, options: TokenizeOptions
+        self, prompts: Iterable[object], num_rows: int, columns: Columns, options: TokenizeOptions
     ) -> list[str]:
         columns.check_lengths(num_rows)
         with self._lock:
-            batch = _Batch(self, columns, options, raises=True)
+            batch = Batch(self.llm_engine, self.request_counter, columns, options, raises=True)
             request_ids = batch.enqueue(batch.prepare_all(prompts, num_rows), num_rows)
             self._enqueued += request_ids
         return request_ids
@@ -621,15 +524,15 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             )
         return engine
 
-    def _columns(self, params: Any, lora_request: object, priority: object) -> _Columns:
+    def _columns(self, params: Any, lora_request: object, priority: object) -> Columns:
         if params is None:
             params = self.get_default_sampling_params()
-        return _Columns(params, lora_request, 0 if priority is None else priority)
+        return Columns(params, lora_request, 0 if priority is None else priority)
 
     def _run_batch(
         self,
         prompts: Iterable[object],
-        columns: _Columns,
+        columns: Columns,
         options: TokenizeOptions,
         use_tqdm: bool | Callable[..., Any],
         on_error: str,
@@ -661,7 +564,14 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                     "call, or requests were added by enqueue or to llm_engine directly. Let those finish "
                     "(wait_for_completion) or abort them first."
                 )
-            batch = _Batch(self, columns, options, raises=on_error == "raise", max_unfinished=max_unfinished)
+            batch = Batch(
+                self.llm_engine,
+                self.request_counter,
+                columns,
+                options,
+                raises=on_error == "raise",
+                max_unfinished=max_unfinished,
+            )
             if num_rows is None:
                 rows = batch.prepare_as_needed(iter(prompts))
             else:
@@ -672,193 +582,6 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                 make_progress = functools.partial(Progress, use_tqdm, total, counts_samples=counts_samples)
             with make_progress() as progress:
                 return batch.run(rows, progress, transform)
-
-
-# One row on its way to the engine: its index, what the caller passed, and what became of it.
-_Row = tuple[int, object, PreparedPrompt | TacoValidationError]
-
-
-class _Batch:
-    """One call of `generate` or `chat`: checks rows, feeds the engine, collects outputs."""
-
-    def __init__(
-        self,
-        llm: LLM,
-        columns: _Columns,
-        options: TokenizeOptions,
-        *,
-        raises: bool,
-        max_unfinished: int | None = None,
-    ) -> None:
-        self._engine = llm.llm_engine
-        self._request_counter = llm.request_counter
-        self._columns = columns
-        self._options = options
-        self._raises = raises
-        self._cache = ParamsCache()
-        # Sequences (samples, not rows): enough to keep the device busy and to plan ahead; more would only cost memory.
-        self._max_unfinished = max_unfinished or 2 * self._engine.scheduler_config.max_num_seqs + 1000
-
-    def _prepare(self, prompts: list[object], first: int) -> list[PreparedPrompt | TacoValidationError]:
-        indexes = range(first, first + len(prompts))
-        return self._engine.input_processor.prepare_batch(
-            prompts,
-            [self._columns.params_of(index) for index in indexes],
-            self._cache,
-            self._options,
-            priorities=[self._columns.priority_of(index) for index in indexes],
-            lora_requests=[self._columns.lora_request_of(index) for index in indexes],
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            first_row=first,
-        )
-
-    def prepare_all(self, prompts: Iterable[object], num_rows: int) -> Iterator[_Row]:
-        """Checks all rows, then hands them out, those that are to run earlier first, and forgets them one by one."""
-        if self._raises and not _is_list(self._columns.params):
-            # What is wrong with every row is said once.
-            self._cache.get(self._engine.input_processor, self._columns.params, RequestOutputKind.FINAL_ONLY)
-        rows: list[_Row] = []
-        errors: dict[int, TacoValidationError] = {}
-        prompts = iter(prompts)
-        while chunk := list(islice(prompts, _ROWS_TOKENIZED_AT_ONCE)):
-            prepared = self._prepare(chunk, len(rows))
-            for prompt, row in zip(chunk, prepared, strict=True):
-                if isinstance(row, TacoValidationError):
-                    errors[len(rows)] = row
-                    rows.append((len(rows), prompt, row))
-                else:
-                    rows.append((len(rows), None, row))
-        if errors and self._raises:
-            if num_rows == 1:
-                raise errors[0]
-            raise BatchValidationError({index: str(error) for index, error in errors.items()}, num_rows)
-        if self._engine.scheduler_config.policy == "priority":
-            # The engine sees a part of the rows at a time, so its own queue cannot bring the urgent ones forward.
-            rows.sort(key=lambda row: 0 if row[0] in errors else self._columns.priority_of(row[0]))
-        else:
-            rows = self._arranged(rows)
-        return _drain(deque(rows))
-
-    def _arranged(self, rows: list[_Row]) -> list[_Row]:
-        """The rows in the order in which they cost least: encoders compute neighbours of the same length together."""
-        if self._engine.model_config.is_encoder:
-            return sorted(rows, key=lambda row: 0 if isinstance(row[2], TacoValidationError) else len(row[2].token_ids))
-        return self._by_prefix(rows)
-
-    def _by_prefix(self, rows: list[_Row]) -> list[_Row]:
-        """The rows with those that share cached prefixes next to each other."""
-        cache = self._engine.config.cache_config
-        if not cache.enable_prefix_caching:
-            return rows
-        token_ids = [() if isinstance(row, TacoValidationError) else row.token_ids for _, _, row in rows]
-        return [rows[place] for place in prefix_order(token_ids, cache.block_size)]
-
-    def prepare_as_needed(self, prompts: Iterator[object]) -> Iterator[_Row]:
-        """Checks rows a chunk at a time, when the engine has room for them."""
-        first = 0
-        while chunk := list(islice(prompts, _ROWS_TOKENIZED_AT_ONCE)):
-            prepared = self._prepare(chunk, first)
-            rows = list(zip(range(first, first + len(chunk)), chunk, prepared, strict=True))
-            for index, prompt, row in self._arranged(rows):
-                if isinstance(row, TacoValidationError) and self._raises:
-                    raise TacoValidationError(
-                        f"Row {index} is not valid, and the rows before it were dropped; pass "
-                        f'on_error="return" to keep them: {row}',
-                        parameter=row.parameter,
-                        value=row.value,
-                    )
-                yield index, prompt, row
-            first += len(chunk)
-
-    def run(self, rows: Iterator[_Row], progress: Progress, transform: Callable[[Any], Any] | None = None) -> list[Any]:
-        """Runs rows to their end and returns their outputs in order, or what `transform` makes of each.
-
-        Whatever happens, no request is left behind.
-        """
-        outputs: dict[int, Any] = {}
-        unfinished: dict[str, tuple[int, int]] = {}  # request id -> row, number of its sequences
-        num_sequences = 0
-        first_id = self._request_counter.counter
-        try:
-            while True:
-                while num_sequences < self._max_unfinished and (next_row := next(rows, None)) is not None:
-                    index, prompt, row = next_row
-                    next(self._request_counter)
-                    request_id = str(first_id + index)
-                    with interrupts_deferred():
-                        added = self._add(request_id, index, prompt, row)
-                        if isinstance(added, int):
-                            unfinished[request_id] = index, added
-                    if isinstance(added, int):
-                        num_sequences += added
-                    else:
-                        outputs[index] = added if transform is None else transform(added)
-                        progress.add(added)
-                if not unfinished:
-                    break
-                assert self._engine.has_unfinished_requests()
-                with interrupts_deferred():
-                    finished = self._engine.step()
-                for output in finished:
-                    index, count = unfinished.pop(output.request_id)
-                    num_sequences -= count
-                    if output.error is not None and self._raises:
-                        raise TacoError(
-                            f"Row {index} failed while it ran, and the unfinished rows were aborted; pass "
-                            f'on_error="return" to keep them: {output.error}'
-                        )
-                    outputs[index] = output if transform is None else transform(output)
-                    progress.add(output)
-                progress.step()
-        except BaseException:
-            self._engine.abort_request(list(unfinished))
-            raise
-        return [outputs[index] for index in range(len(outputs))]
-
-    def enqueue(self, rows: Iterator[_Row], num_rows: int) -> list[str]:
-        """Adds all rows to the engine, whatever their number, and returns the ids of their requests in order."""
-        first_id = self._request_counter.counter
-        request_ids = [f"{first_id + index}-{uuid.uuid4().hex[:8]}" for index in range(num_rows)]
-        try:
-            for index, _, row in rows:
-                next(self._request_counter)
-                assert not isinstance(row, TacoValidationError)
-                self._engine.add_processed(self._build(request_ids[index], index, row))
-        except BaseException:
-            self._engine.abort_request(request_ids)
-            raise
-        return request_ids
-
-    def _add(
-        self, request_id: str, index: int, prompt: object, row: PreparedPrompt | TacoValidationError
-    ) -> RequestOutput | int:
-        """Adds a row to the engine and returns how many sequences it has, or its output if there is nothing to run."""
-        if isinstance(row, TacoValidationError):
-            return self._engine.input_processor.error_output(request_id, prompt, row)
-        processed = self._build(request_id, index, row)
-        if processed.finished is not None:
-            return processed.finished
-        self._engine.add_processed(processed)
-        return len(processed.children)
-
-    def _build(self, request_id: str, index: int, row: PreparedPrompt) -> ProcessedRequest:
-        return self._engine.input_processor.build(
-            request_id,
-            row,
-            self._columns.params_of(index),
-            self._cache,
-            priority=self._columns.priority_of(index),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-
-def _drain(rows: deque[_Row]) -> Iterator[_Row]:
-    while rows:
-        yield rows.popleft()
-
-
-def _text_rows(prompts: Any) -> Iterator[object] | list[object]:
-    return prompts if isinstance(prompts, Iterator) else split_prompts(prompts)
 
 
 def _render(conversations: Iterable[object], renderer: ChatRenderer) -> Iterator[object]:
@@ -878,62 +601,10 @@ def _check_names(kwargs: Mapping[str, Any]) -> None:
         raise TypeError(unknown_arguments("LLM", unknown, known))
 
 
-def _merge_legacy_prompts(prompts: Any, prompt_token_ids: Any) -> Any:
-    """`prompts`, or what the deprecated `prompt_token_ids` stands for."""
-    if prompt_token_ids is None:
-        if prompts is None:
-            raise TacoValidationError("Either prompts or prompt_token_ids must be provided.", parameter="prompts")
-        return prompts
-    if LLM.DEPRECATE_LEGACY:
-        warnings.warn(
-            "The keyword argument prompt_token_ids is deprecated; pass token ids as prompts.",
-            DeprecationWarning,
-            stacklevel=3,
-        )
-    token_prompts = split_prompts(prompt_token_ids)
-    if not token_prompts:
-        raise TacoValidationError("please provide at least one prompt", parameter="prompt_token_ids")
-    if prompts is None:
-        return token_prompts
-    texts = split_prompts(prompts)
-    if len(texts) != len(token_prompts):
-        raise TacoValidationError(
-            f"The lengths of prompts and prompt_token_ids must be the same. Got {len(texts)} and {len(token_prompts)}.",
-            parameter="prompt_token_ids",
-        )
-    return texts
-
-
-def _refuse_adapters(prompt_adapter_request: object, mm_processor_kwargs: object) -> None:
-    if prompt_adapter_request is not None:
-        raise UnsupportedFeatureError(
-            "prompt_adapter_request is not supported: this version of taco does not have prompt adapters.",
-            parameter="prompt_adapter_request",
-            value=prompt_adapter_request,
-        )
-    if mm_processor_kwargs:
-        raise UnsupportedFeatureError(
-            "mm_processor_kwargs is not supported: this version of taco does not have images, audio or video.",
-            parameter="mm_processor_kwargs",
-            value=mm_processor_kwargs,
-        )
-
-
-def _with_tool_choice(columns: _Columns, tools: Sequence[Any] | None, tool_choice: object) -> _Columns:
+def _with_tool_choice(columns: Columns, tools: Sequence[Any] | None, tool_choice: object) -> Columns:
     """Columns with parameters whose texts are what `tool_choice` demands; those of the caller are not changed."""
     schema = tool_choice_schema(tools, tool_choice)
     if schema is None:
         return columns
     constraint = StructuredOutputsParams(json=schema)
     return replace(columns, params=with_constraint(columns.params, "tool_choice", structured_outputs=constraint))
-
-
-def _with_guided_options(params: Any, options: object) -> Any:
-    """Parameters as the deprecated `guided_options_request` completes them; those of the caller are not changed."""
-    warnings.warn(
-        "guided_options_request is deprecated; use guided_decoding of SamplingParams.", DeprecationWarning, stacklevel=3
-    )
-    constraint = read_guided_options(options)
-    if constraint.constraint_kind is None:
-        return params
-    return with_constraint(params, "guided_options_request", guided_decoding=constraint)

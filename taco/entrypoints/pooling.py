@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -11,8 +11,8 @@ from taco.config import ModelConfig, PoolerSettings
 from taco.engine.pooling_config import possible_tasks
 from taco.engine.pooling_input import TextPair
 from taco.entrypoints.chat import ChatOptions, ChatRenderer
+from taco.entrypoints.legacy import refuse_adapters, single_prompts
 from taco.errors import TacoValidationError, UnsupportedFeatureError
-from taco.inputs import split_prompts
 from taco.models.registry import find_architecture
 from taco.outputs import (
     ClassificationRequestOutput,
@@ -91,8 +91,10 @@ class PoolingMixin:
             TacoValidationError: the model does not pool, or other arguments are wrong.
         """
         self._pooler_settings("encode")
+        rows = single_prompts(prompts, prompt_token_ids, warns=_llm(self).DEPRECATE_LEGACY)
+        refuse_adapters(prompt_adapter_request)
         return self._pool(
-            _rows(prompts, prompt_token_ids, prompt_adapter_request),
+            rows,
             _with_task(pooling_params, pooling_task),
             use_tqdm,
             lora_request,
@@ -138,7 +140,7 @@ class PoolingMixin:
             raise TacoValidationError(
                 f'output must be "outputs" or "numpy", got {output!r}.', parameter="output", value=output
             )
-        rows = _rows(prompts, None, prompt_adapter_request)
+        rows = _rows(prompts, prompt_adapter_request)
         if prompt_name is not None:
             rows = _prefixed(rows, _prompt_text(settings, prompt_name))
         if settings.task == "token_embed":
@@ -190,7 +192,7 @@ class PoolingMixin:
         """
         self._pooler_settings("classify")
         return self._pool(
-            _rows(prompts, None, prompt_adapter_request),
+            _rows(prompts, prompt_adapter_request),
             _with_task(pooling_params, "classify"),
             use_tqdm,
             lora_request,
@@ -230,7 +232,7 @@ class PoolingMixin:
         if pooling_params is None and settings.task == "classify":
             pooling_params = PoolingParams(use_activation=False)
         return self._pool(
-            _rows(prompts, None, prompt_adapter_request),
+            _rows(prompts, prompt_adapter_request),
             _with_task(pooling_params, settings.task),
             use_tqdm,
             lora_request,
@@ -271,7 +273,7 @@ class PoolingMixin:
             As `encode`.
         """
         self._pooler_settings("score")
-        _refuse_adapter(prompt_adapter_request)
+        refuse_adapters(prompt_adapter_request)
         texts_1, texts_2 = _texts(data_1), _texts(data_2)
         for side, name in ((texts_1, "text"), (texts_2, "text_pair")):
             if not side:
@@ -426,19 +428,10 @@ def _llm(mixin: PoolingMixin) -> LLM:
     return cast("LLM", mixin)
 
 
-def _refuse_adapter(prompt_adapter_request: object) -> None:
-    from taco.entrypoints.llm import _refuse_adapters
-
-    _refuse_adapters(prompt_adapter_request, None)
-
-
-def _rows(prompts: Any, prompt_token_ids: Any, prompt_adapter_request: Any) -> Iterable[object]:
+def _rows(prompts: Any, prompt_adapter_request: object) -> Iterable[object]:
     """Single prompts: a list, or the iterator that was passed."""
-    from taco.entrypoints.llm import _merge_legacy_prompts
-
-    prompts = _merge_legacy_prompts(prompts, prompt_token_ids)
-    _refuse_adapter(prompt_adapter_request)
-    return prompts if isinstance(prompts, Iterator) else split_prompts(prompts)
+    refuse_adapters(prompt_adapter_request)
+    return single_prompts(prompts, None, warns=False)
 
 
 def _texts(data: object) -> list[object]:

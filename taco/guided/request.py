@@ -16,11 +16,12 @@ from enum import Enum
 from typing import Any, Literal, TypedDict, get_args, get_origin
 
 from taco.config import GuidedDecodingConfig
+from taco.constraint_params import GuidedDecodingParams, StructuredOutputsParams
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.guided.protocol import GrammarError
 from taco.guided.spec import GrammarKind, GrammarSpec
 from taco.json_schema import SCALARS, close_objects, has_plain_options
-from taco.sampling_params import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
+from taco.sampling_params import SamplingParams
 
 MAX_DEPTH = 64  # dicts and lists within each other, in a schema
 ANY_OBJECT = '{"type":"object"}'

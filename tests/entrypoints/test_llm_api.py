@@ -279,8 +279,9 @@ def test_samples_of_a_prompt(llm: LLM) -> None:
 
 
 def test_legacy_prompt_token_ids(llm: LLM) -> None:
-    with pytest.warns(DeprecationWarning, match="prompt_token_ids"):
+    with pytest.warns(DeprecationWarning, match="prompt_token_ids") as caught:
         assert llm.generate(prompt_token_ids=[5, 6], **QUIET)[0].outputs[0].token_ids[:2] == [5, 6]
+    assert [warning.filename for warning in caught] == [__file__]
     with pytest.warns(DeprecationWarning):
         outputs = llm.generate(None, SamplingParams(), [[5], [6]], **QUIET)
         assert [output.prompt_token_ids for output in outputs] == [[5], [6]]

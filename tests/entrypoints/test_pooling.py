@@ -500,6 +500,15 @@ def test_outputs_come_in_input_order_with_growing_ids(bert: LLM) -> None:
     assert [output.prompt_token_ids for output in outputs[: len(TEXTS)]] == tokenizer(TEXTS).input_ids
 
 
+def test_legacy_prompt_token_ids(bert: LLM) -> None:
+    with pytest.warns(DeprecationWarning, match="prompt_token_ids is deprecated") as caught:
+        outputs = bert.encode(prompt_token_ids=[[3, 4], [5]], use_tqdm=False)
+    assert [output.prompt_token_ids for output in outputs] == [[3, 4], [5]]
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.raises(ValueError, match="Either prompts or prompt_token_ids must be provided"):
+        bert.encode(None)
+
+
 def test_params_are_one_for_all_or_one_each_and_not_changed(bert: LLM) -> None:
     plain, raw = PoolingParams(), PoolingParams(use_activation=False)
     first, second = quiet(bert.embed, TEXTS[:2], pooling_params=[plain, raw])

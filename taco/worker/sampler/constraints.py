@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from taco.param_checks import MAX_LOGIT_BIAS
 from taco.plan import NewRow
-from taco.sampling_params import MAX_LOGIT_BIAS
 from taco.worker.sampler.feature import Feature, Selection
 from taco.worker.sampler.tables import RaggedRows
 from taco.worker.transfer import to_device
