@@ -506,9 +506,11 @@ class AsyncLLMEngine:
             await asyncio.sleep(_DRAIN_INTERVAL_S)
 
     def get_num_queued_tokens(self) -> int:
-        """Tokens of requests that wait to be run, those of preempted requests among them."""
-        requests = list(self._thread.engine.scheduler.requests.values())
-        return sum(request.num_tokens for request in requests if request.status is not RequestStatus.RUNNING)
+        """Tokens of requests that wait to be run, among them preempted ones and those that wait for their grammars."""
+        engine = self._thread.engine
+        requests = list(engine.scheduler.requests.values())
+        queued = sum(request.num_tokens for request in requests if request.status is not RequestStatus.RUNNING)
+        return queued + engine.grammar_gate.num_tokens
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises EngineDeadError if the engine has ended; else any number of requests may come, and wait."""

@@ -25,6 +25,12 @@ class GrammarGate:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the sequences that wait."""
+        waiting = list(self._waiting.values())
+        return sum(child.num_tokens for processed, _ in waiting for child in processed.children)
+
     def holds(self, processed: ProcessedRequest) -> bool:
         """Takes a request in if its grammar is not there yet; False if it may start now.
 

@@ -203,60 +203,28 @@ class InputProcessor:
         Raises:
             TacoValidationError: prompt or parameters are wrong.
         """
-        [processed] = self.process_batch(
-            [request_id],
+        cache = ParamsCache()
+        if params is None:
+            params = self.default_params()
+        [row] = self.prepare_batch(
             [prompt],
             [params],
+            cache,
+            self.tokenize_options(tokenization_kwargs),
             priorities=[priority],
             lora_requests=[lora_request],
+        )
+        if isinstance(row, TacoValidationError):
+            raise row
+        return self.build(
+            request_id,
+            row,
+            params,
+            cache,
+            priority=priority,
+            lora_request=lora_request,
             arrival_time=arrival_time,
-            tokenization_kwargs=tokenization_kwargs,
         )
-        if isinstance(processed, TacoValidationError):
-            raise processed
-        return processed
-
-    def process_batch(
-        self,
-        request_ids: Sequence[str],
-        prompts: Sequence[object],
-        params: Sequence[SamplingParams | PoolingParams | None],
-        *,
-        priorities: Sequence[int] | None = None,
-        lora_requests: Sequence[object] | None = None,
-        arrival_time: float | None = None,
-        tokenization_kwargs: Mapping[str, Any] | None = None,
-        output_kind: RequestOutputKind | None = None,
-    ) -> list[ProcessedRequest | TacoValidationError]:
-        """`process` for many rows, tokenized together; a wrong row yields its error and does not touch the others.
-
-        Raises:
-            TacoValidationError: `tokenization_kwargs` are wrong.
-        """
-        cache = ParamsCache()
-        default = self.default_params() if any(row is None for row in params) else None
-        params = [default if row is None else row for row in params]
-        priorities = [0] * len(prompts) if priorities is None else priorities
-        lora_requests = [None] * len(prompts) if lora_requests is None else lora_requests
-        options = self.tokenize_options(tokenization_kwargs)
-        prepared = self.prepare_batch(
-            prompts, params, cache, options, priorities=priorities, lora_requests=lora_requests, output_kind=output_kind
-        )
-        return [
-            row
-            if isinstance(row, TacoValidationError)
-            else self.build(
-                request_ids[index],
-                row,
-                params[index],
-                cache,
-                priority=priorities[index],
-                lora_request=lora_requests[index],
-                arrival_time=arrival_time,
-                output_kind=output_kind,
-            )
-            for index, row in enumerate(prepared)
-        ]
 
     def prepare_batch(
         self,
@@ -276,7 +244,7 @@ class InputProcessor:
         the other rows do not depend on it.
 
         Args:
-            first_row: index of the first prompt in the caller's batch, for messages; the rest as for `process_batch`.
+            first_row: index of the first prompt in the caller's batch, for messages; the rest as for `process`.
         """
         rows: list[PreparedPrompt | TacoValidationError] = []
         parsed: list[ParsedPrompt | TacoValidationError] = []

@@ -92,7 +92,7 @@ class LLMEngine(EngineControl):
             functools.partial(_open_backends, config.model_config.vocab_size),
             default_backend=config.guided_decoding_config.backend,
         )
-        self._grammar_gate = GrammarGate(self.grammars)
+        self.grammar_gate = GrammarGate(self.grammars)
         executor = executor_class(config, self.grammars)
         try:
             config = _with_cache_size(config, executor.num_device_blocks, executor.num_host_blocks)
@@ -259,7 +259,7 @@ class LLMEngine(EngineControl):
         self._alive()
         self.output_processor.add(processed)
         try:
-            waits = self._grammar_gate.holds(processed)
+            waits = self.grammar_gate.holds(processed)
         except BaseException:
             self.output_processor.abort(processed.request_id)
             raise
@@ -309,7 +309,7 @@ class LLMEngine(EngineControl):
             self.beam_groups.abort(one)
             output = self.output_processor.abort(one)
             if output is not None:
-                self._grammar_gate.discard(output.request_id)
+                self.grammar_gate.discard(output.request_id)
                 outputs.append(output)
                 if self._metrics is not None:
                     self._metrics.record_output(output)
@@ -363,8 +363,8 @@ class LLMEngine(EngineControl):
             if self._in_flight and (plan is None or len(self._in_flight) > num_ahead):
                 return self._collect(failed)
             outputs = self._counted(self.output_processor.process(failed).outputs)
-            if plan is None and not outputs and len(self._grammar_gate):
-                self._grammar_gate.wait(_GRAMMAR_WAIT_S)
+            if plan is None and not outputs and len(self.grammar_gate):
+                self.grammar_gate.wait(_GRAMMAR_WAIT_S)
             return outputs
         except BaseException:
             self._recover()
@@ -377,9 +377,9 @@ class LLMEngine(EngineControl):
 
     def _start_compiled(self) -> list[RequestUpdate]:
         """Starts requests whose grammars are there; returns updates of those whose grammars cannot be made."""
-        if not len(self._grammar_gate):
+        if not len(self.grammar_gate):
             return []
-        compiled, failed = self._grammar_gate.take()
+        compiled, failed = self.grammar_gate.take()
         for processed in compiled:
             self._start_request(processed)
         return failed
@@ -437,7 +437,7 @@ class LLMEngine(EngineControl):
         try:
             self._in_flight.clear()
             self.scheduler.reset()
-            self._grammar_gate.clear()
+            self.grammar_gate.clear()
             self.beam_groups.clear()
             self.output_processor.abort_all()
             self._late_outputs.clear()

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from taco import LLM, AsyncEngineArgs, AsyncLLMEngine, PoolingParams, SamplingParams
+from taco.engine.grammar_gate import GrammarGate
 from taco.engine.metrics import Counter
 from taco.errors import EngineDeadError, EngineError, TacoValidationError, UnsupportedFeatureError
 from taco.executor.inprocess import InProcessExecutor
@@ -654,8 +655,11 @@ def test_an_engine_is_made_as_vllm_makes_it(tiny_llama_path: Path, expected: lis
         AsyncLLMEngine.from_vllm_config(config, client_count=2)
 
 
-def test_tokens_that_wait_are_counted(engine: AsyncLLMEngine) -> None:
+def test_tokens_that_wait_are_counted(engine: AsyncLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.get_num_queued_tokens() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(GrammarGate, "num_tokens", 7)
+        assert engine.get_num_queued_tokens() == 7
 
     async def main() -> None:
         await engine.pause_generation()

@@ -169,6 +169,15 @@ def test_a_request_is_aborted_by_the_id_of_a_sample_too(llm: LLM) -> None:
     assert engine.scheduler.num_unfinished == engine.scheduler.num_guided == 0
 
 
+def test_tokens_that_wait_for_a_grammar_are_counted(llm: LLM) -> None:
+    engine = llm.llm_engine
+    engine.add_request("pair", PROMPT, guided(CHOICE, [2], seconds=0.2, temperature=1, n=2))
+    assert engine.grammar_gate.num_tokens == 2 * len(PROMPT["prompt_token_ids"])
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert engine.grammar_gate.num_tokens == 0
+
+
 def test_what_fails_is_an_error_of_its_row(llm: LLM) -> None:
     params = [
         guided(CHOICE, [2]),

@@ -10,7 +10,7 @@ import pytest
 
 from taco.config import GuidedDecodingConfig, ReasoningConfig
 from taco.engine.beam_search import BeamOptions
-from taco.engine.input_processor import InputProcessor, ProcessedRequest
+from taco.engine.input_processor import InputProcessor, ParamsCache, ProcessedRequest
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.random_keys import mix_seed, row_seed
 from taco.sampling_params import BeamSearchParams, GuidedDecodingParams, RequestOutputKind, SamplingParams
@@ -27,6 +27,25 @@ def make_processor(tokenizer: Any = None, version: str = "0.6", **values: Any) -
 
 def process(processor: InputProcessor, prompt: object, **params: Any) -> ProcessedRequest:
     return processor.process("7", prompt, SamplingParams(**params))
+
+
+def process_rows(
+    processor: InputProcessor,
+    prompts: list[Any],
+    params: list[SamplingParams],
+    output_kind: RequestOutputKind | None = None,
+) -> list[ProcessedRequest | TacoValidationError]:
+    """Rows that are prepared together, as `LLM.generate` has them."""
+    cache = ParamsCache()
+    columns: dict[str, Any] = {"priorities": [0] * len(prompts), "lora_requests": [None] * len(prompts)}
+    options = processor.tokenize_options(None)
+    rows = processor.prepare_batch(prompts, params, cache, options, output_kind=output_kind, **columns)
+    return [
+        row
+        if isinstance(row, TacoValidationError)
+        else processor.build(str(index), row, params[index], cache, output_kind=output_kind)
+        for index, row in enumerate(rows)
+    ]
 
 
 def rejects(processor: InputProcessor, message: str, prompt: object = "hello", **params: Any) -> None:
@@ -122,9 +141,8 @@ def test_the_warning_of_overlong_prompts_names_their_rows(caplog: pytest.LogCapt
     def warning_of(lengths: list[int]) -> str:
         caplog.clear()
         params = SamplingParams(max_tokens=None)
-        ids = [str(index) for index in range(len(lengths))]
         with caplog.at_level(logging.WARNING):
-            processor.process_batch(ids, [[5] * length for length in lengths], [params] * len(lengths))
+            process_rows(processor, [[5] * length for length in lengths], [params] * len(lengths))
         return caplog.text
 
     assert "Input prompt (66 tokens)" in warning_of([3, 66, 64, 70]) and "Such rows: 1, 3." in caplog.text
@@ -212,7 +230,7 @@ def test_one_object_in_a_batch_is_normalised_once(monkeypatch: pytest.MonkeyPatc
     normalise = SamplingParams.normalise
     shared, other = SamplingParams(bad_words=["cat"]), SamplingParams()
     monkeypatch.setattr(SamplingParams, "normalise", lambda self: (calls.append(1), normalise(self))[1])
-    rows = processor.process_batch(list("abcd"), ["x"] * 4, [shared, other, shared, shared])
+    rows = process_rows(processor, ["x"] * 4, [shared, other, shared, shared])
     assert len(calls) == 2
     assert rows[0].children[0].params is rows[3].children[0].params  # type: ignore[union-attr]
 
@@ -519,7 +537,7 @@ def test_another_tokenizer_does_not_bring_random_numbers_back() -> None:
 
 def test_seeds_of_rows_do_not_depend_on_bad_rows() -> None:
     def seeds(prompts: list[object]) -> list[int | None]:
-        rows = make_processor().process_batch(list("abc"), prompts, [SamplingParams()] * 3)
+        rows = process_rows(make_processor(), prompts, [SamplingParams()] * 3)
         return [None if isinstance(row, TacoValidationError) else row.children[0].seed for row in rows]
 
     alone = seeds(["x", "y", "z"])
@@ -542,7 +560,7 @@ def test_keys_are_spread() -> None:
 
 def test_a_batch_reports_each_bad_row_and_keeps_the_others() -> None:
     prompts: list[object] = ["hello", [], 3.5, "\ud800", [5000], {"prompt": "ok"}, None, [1, "x"]]
-    rows = make_processor().process_batch([str(i) for i in range(8)], prompts, [SamplingParams()] * 8)
+    rows = process_rows(make_processor(), prompts, [SamplingParams()] * 8)
     bad = [index for index, row in enumerate(rows) if isinstance(row, TacoValidationError)]
     assert bad == [1, 2, 3, 4, 6, 7]
     alone = make_processor().process("0", "hello", SamplingParams())
@@ -561,11 +579,11 @@ def test_a_tokenizer_that_fails_on_one_text_fails_that_row_alone() -> None:
                 raise RuntimeError("boom")
             return good(texts, **kwargs)
 
-    rows = make_processor(Fragile()).process_batch(list("abc"), ["x", "bad", "y"], [SamplingParams()] * 3)
+    rows = process_rows(make_processor(Fragile()), ["x", "bad", "y"], [SamplingParams()] * 3)
     assert isinstance(rows[1], TacoValidationError) and "RuntimeError: boom" in str(rows[1])
     assert rows[0].children and rows[2].children  # type: ignore[union-attr]
 
 
 def test_output_kind_can_be_set_for_a_batch() -> None:
-    [row] = make_processor().process_batch(["a"], ["x"], [SamplingParams()], output_kind=RequestOutputKind.FINAL_ONLY)
+    [row] = process_rows(make_processor(), ["x"], [SamplingParams()], RequestOutputKind.FINAL_ONLY)
     assert row.params.output_kind is RequestOutputKind.FINAL_ONLY  # type: ignore[union-attr]
