@@ -14,6 +14,8 @@ layers and attention. A step's time is given in three ways: all of it, the host'
 and the device's work (the kernels, from torch's profiler); what the device does not work it idles. Memory is what the
 account of the start said beside the peak that torch saw.
 
+transformers attends without cuDNN, which would make a plan for each new number of keys.
+
 The time of the whole run is bounded: where the machine (or taco) is too slow for a workload, it is cut to fewer new
 tokens or fewer prompts, which the result says. The file in FOLDER is written after each workload.
 
@@ -25,6 +27,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import random
 import statistics
@@ -35,6 +38,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")  # read when torch first attends
 
 import torch
 import transformers

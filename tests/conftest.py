@@ -22,6 +22,13 @@ hypothesis.settings.register_profile("taco", deadline=None)
 hypothesis.settings.load_profile("taco")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def single_threaded_torch() -> None:
     """Undo what an engine of an earlier test may have set."""

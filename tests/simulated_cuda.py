@@ -31,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
@@ -359,6 +360,8 @@ class SimulatedCuda:
             value = value.inner
         elif not isinstance(value, (int, float)):
             self.wait("setting items to values of the host")
+        elif not _fills(index, tensor.dim()):
+            self.wait("writing a number at indices: it comes from the host")
         is_number = isinstance(value, (int, float)) or value.dim() == 0
         tensor.inner[self._inner_index(index, fills=is_number)] = value
 
@@ -425,6 +428,7 @@ class SimulatedCuda:
             "reset_peak_memory_stats": self.reset_peak_memory_stats,
             "set_sync_debug_mode": self.set_sync_debug_mode,
             "Event": self.event_class(),
+            "device": lambda device: contextlib.nullcontext(),
         }
         accelerator: dict[str, Any] = {
             "is_available": lambda: True,
@@ -462,7 +466,7 @@ class SimulatedCuda:
             mock.patch.object(torch.Tensor, "is_pinned", self.is_pinned),
             mock.patch.object(threading.Thread, "run", run_with_device),
             # Triton's kernels take addresses of a real device. Their candidates decline, and torch's operators answer.
-            mock.patch("taco.kernels.triton.installed", lambda: False),
+            mock.patch("taco.kernels.triton.usable", lambda: False),
         ]
 
 
@@ -487,6 +491,19 @@ def simulated_cuda(total_bytes: int = 1 << 30) -> Iterator[SimulatedCuda]:
         _simulation = None
 
 
+@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
+def simulated_and_real_cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs a test on the simulated device, where torch is made for CPUs, and by `make test-gpu` on a real one."""
+    if request.param == "real":
+        yield
+    elif torch.backends.cuda.is_built():
+        pytest.skip("this torch is one for CUDA")
+    else:
+        monkeypatch.setattr("taco.worker.worker.gc.collect", lambda: 0)  # a third of the time of these tests
+        with simulated_cuda():
+            yield
+
+
 _simulation: SimulatedCuda | None = None
 
 
@@ -503,6 +520,14 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._device.dispatch(self, func, args, kwargs or {})
+
+
+def _fills(index: Any, num_dims: int) -> bool:
+    """Whether a number written at this index is an argument of what the device does, and no tensor of its own."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, torch.Tensor) and part.dtype not in (torch.bool, torch.uint8) for part in parts):
+        return False
+    return not (len(parts) == num_dims and all(isinstance(part, int) for part in parts))
 
 
 def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -650,6 +675,8 @@ def _index(device: SimulatedCuda, call: _Call) -> Any:
             call.on_host = [tensor for tensor in call.on_host if tensor is not index]
         elif index.dtype in (torch.bool, torch.uint8):
             device.wait("indexing with a mask")
+    if len(call.args) > 2 and any(call.args[2] is tensor for tensor in call.on_host):
+        device.wait("writing a number at indices: it comes from the host")
     return device.compute(call)
 
 

@@ -99,6 +99,10 @@ def test_devices_do_not_mix(device: SimulatedCuda, inference_mode: None) -> None
         lambda x: x[torch.tensor([0])],
         lambda x: x[[0, 1]],
         lambda x: x.__setitem__(torch.tensor([0]), 1),
+        lambda x: x.__setitem__(0, 5.0),
+        lambda x: x.__setitem__(torch.tensor([0, 2]).pin_memory().cuda(non_blocking=True), 1),
+        lambda x: x.view(1, 3).__setitem__((slice(None), torch.tensor([0]).pin_memory().cuda(non_blocking=True)), 1),
+        lambda x: x.index_put_([torch.tensor([0]).pin_memory().cuda(non_blocking=True)], torch.tensor(1.0)),
         lambda x: x.copy_(torch.ones(3)),
         lambda x: torch.ones(3).copy_(x),
         lambda x: torch.ones(3).cuda(non_blocking=True),
@@ -122,8 +126,10 @@ def test_ordinary_work_does_not_wait(device: SimulatedCuda, inference_mode: None
     x, index = on_device(1.0, 2.0, 3.0), on_device(0, 2)
     torch.cuda.set_sync_debug_mode("error")
     x[index] = x[index] * 2
-    x[0] = 5.0
+    x.view(1, 3)[:, 0] = 5.0
+    x.view(1, 3)[0] = 5.0
     x[x > 4] = 0
+    x.index_fill_(0, index, 1.0)
     x.masked_fill_(x > 1, -torch.inf)
     torch.ones(3).pin_memory().cuda(non_blocking=True)
     x.to("cpu", non_blocking=True)
@@ -135,7 +141,7 @@ def test_copies_arrive_with_the_event_that_follows_them(device: SimulatedCuda, i
     events, copies = [], []
     for step in range(2):
         copies.append((x + step).to("cpu", non_blocking=True))
-        x[0] = 9.0  # later than the copy
+        x[:1] = 9.0  # later than the copy
         events.append(torch.cuda.Event())
         events[-1].record()
     assert copies[0].isnan().all()

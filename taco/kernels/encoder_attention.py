@@ -9,12 +9,15 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from taco.kernels.dispatch import op
 from taco.kernels.metadata import AttentionMetadata
 
 MAX_DENSE_LENGTH = 1024  # tokens of a row whose scores are all made at once
 SCORE_BYTES = 1 << 20  # scores made at a time in bfloat16, where a single row does not need more
+# Not cuDNN: it makes a plan on the host for each new shape, and few steps have the same shapes.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 WINDOW_SLICE = 256  # queries of a row that are attended together where a window hides most keys from them
 
 
@@ -64,16 +67,17 @@ def encoder_attention_runs(
     A batch that is sorted by length has few such runs. The result of a row does not depend on the others.
     """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    for start, count, length in _runs(meta):
-        stop = start + count * length
-        # [count, length, num_heads, head_dim], views
-        q, k, v, target = (x[start:stop].view(count, length, *x.shape[1:]) for x in (query, key, value, out))
-        if window is not None and window < length - 1:
-            _attend_in_window(q, k, v, target, scale, window, meta)
-        elif query.device.type == "cpu" and query.dtype == torch.bfloat16 and length <= MAX_DENSE_LENGTH:
-            _attend_densely(q, k, v, target, scale)
-        else:
-            _attend(q, k, v, target, scale)
+    with sdpa_kernel(BACKENDS):
+        for start, count, length in _runs(meta):
+            stop = start + count * length
+            # [count, length, num_heads, head_dim], views
+            q, k, v, target = (x[start:stop].view(count, length, *x.shape[1:]) for x in (query, key, value, out))
+            if window is not None and window < length - 1:
+                _attend_in_window(q, k, v, target, scale, window, meta)
+            elif query.device.type == "cpu" and query.dtype == torch.bfloat16 and length <= MAX_DENSE_LENGTH:
+                _attend_densely(q, k, v, target, scale)
+            else:
+                _attend(q, k, v, target, scale)
     return out
 
 

@@ -72,13 +72,17 @@ def _apply_token_mask_native(logits: torch.Tensor, masks: torch.Tensor, position
 
 @apply_token_mask.candidate("triton")
 def _apply_token_mask_triton(logits: torch.Tensor, masks: torch.Tensor, positions: torch.Tensor) -> None:
-    if not logits.is_cuda or not triton.installed() or not _is_packed(logits, masks, positions):
+    if not logits.is_cuda or not triton.usable() or not _is_packed(logits, masks, positions):
         return NotImplemented
     _checked_vocab(logits, masks, positions)
     if len(masks):
-        from taco.kernels.triton import token_mask
+        try:
+            from taco.kernels.triton import token_mask
 
-        token_mask.apply_token_mask(logits, masks, positions)
+            token_mask.apply_token_mask(logits, masks, positions)
+        except Exception as error:
+            triton.give_up(error)
+            return NotImplemented
 
 
 @op

@@ -166,7 +166,7 @@ class KVCache:
         index = to_device(np.array(blocks, np.int64), self.device)
         for layer in self.layers:
             for tensor in layer:
-                tensor[index] = 0
+                tensor.index_fill_(0, index, 0)
 
 
 def _as_rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,9 @@ MIB = 1 << 20
 DEFAULT_CPU_KV_BYTES = 4 * GIB
 CPU_IDLE_PREFIX_BYTES = GIB // 2  # cached prefixes that nobody uses, kept as long as there is unused memory
 LOGITS_COPIES = 4  # of a slice of logits, float32, that sampling makes at most, as it handles smaller blocks of it
-WHOLE_LOGITS_COPIES = 7  # where the slice is one such block
+WHOLE_LOGITS_COPIES = 8  # where the slice is one such block
+SORTED_LOGITS_COPIES = 12  # where the whole block is sorted, as it is to be returned
+SCORE_BYTES = 24  # of one log-probability on its way to the host, and its token id
 LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # logits of one slice of rows, float32
 
 
@@ -86,11 +88,17 @@ def least_logits_rows(config: TacoConfig) -> int:
     return config.scheduler_config.max_num_seqs if config.model_config.logits_processors else 1
 
 
-def sampling_bytes(config: TacoConfig, num_logits: int, device: str) -> int:
-    """What sampling takes at most, a slice of so many logits included."""
+def sampling_bytes(config: TacoConfig, num_rows: int, vocab_size: int, device: str) -> int:
+    """What sampling takes at most, a slice of `num_rows` rows of logits included."""
+    num_logits = num_rows * vocab_size
     block = BLOCK_ENTRIES_CPU if device == "cpu" else BLOCK_ENTRIES
     whole = num_logits if config.model_config.logits_processors else min(num_logits, block)
-    num_bytes = max(LOGITS_COPIES * num_logits, num_logits + (WHOLE_LOGITS_COPIES - 1) * whole) * 4
+    num_scores = min(config.model_config.max_logprobs, vocab_size)
+    copies = SORTED_LOGITS_COPIES if num_scores == vocab_size else WHOLE_LOGITS_COPIES
+    num_bytes = max(LOGITS_COPIES * num_logits, num_logits + (copies - 1) * whole) * 4
+    scheduler = config.scheduler_config
+    num_scored = max(min(num_rows, scheduler.max_num_batched_tokens), scheduler.max_num_seqs)
+    num_bytes += num_scored * (1 + num_scores) * SCORE_BYTES
     if config.watermark_config is not None:
         block = watermark.BLOCK_ENTRIES_CPU if device == "cpu" else watermark.BLOCK_ENTRIES
         num_bytes = max(num_bytes, num_logits * 4 + min(num_logits, block) * watermark.ENTRY_BYTES)
@@ -164,8 +172,9 @@ def cpu_step_bytes(config: TacoConfig, model) -> int:  # noqa: ANN001
     """
     layer = max((sum(_linear_widths(layer)) for layer in model.layers), default=0)
     activations = 2 * layer * config.model_config.torch_dtype.itemsize
-    num_logits = max(LOGITS_BYTES["cpu"] // 4, least_logits_rows(config) * model.vocab_size)
-    return config.scheduler_config.max_num_batched_tokens * activations + sampling_bytes(config, num_logits, "cpu")
+    num_rows = logits_rows(model.vocab_size, "cpu", least_logits_rows(config))
+    sampling = sampling_bytes(config, num_rows, model.vocab_size, "cpu")
+    return config.scheduler_config.max_num_batched_tokens * activations + sampling
 
 
 def _linear_widths(layer) -> Iterator[int]:  # noqa: ANN001

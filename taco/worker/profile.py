@@ -118,5 +118,5 @@ def _run(config: TacoConfig, model: CausalLM, num_layers: int, counts: np.ndarra
     hidden = model(ids, positions, [layer] * num_layers, meta)
     num_logits = memory.logits_rows(model.vocab_size, device.type, memory.least_logits_rows(config))
     logits = model.compute_logits(hidden[:num_logits])
-    sampling_bytes = memory.sampling_bytes(config, logits.numel(), device.type)
+    sampling_bytes = memory.sampling_bytes(config, len(logits), model.vocab_size, device.type)
     torch.empty(sampling_bytes - logits.nbytes, dtype=torch.uint8, device=device)

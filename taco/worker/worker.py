@@ -6,6 +6,7 @@ import gc
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,8 @@ class Worker:
         self.config = config
         self.grammars = grammars
         self.device = torch.device(config.device_config.device)
+        if self.device.type == "cuda":  # threads have a current device of their own
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.runner: ModelRunner | None = None
         self.asleep: set[str] = set()
         self._num_cache_losses = 0
@@ -140,11 +143,12 @@ class Worker:
         """Bytes that `gpu_memory_utilization` leaves for the KV cache, found by running the largest step."""
         from taco.worker.profile import worst_case_bytes
 
+        step_bytes = worst_case_bytes(self.config, self.model, self.device)  # first: libraries take memory when used
         free, total = torch.cuda.mem_get_info(self.device)
         allowed = int(total * self.config.cache_config.gpu_memory_utilization)
         held = torch.cuda.memory_allocated(self.device)
         others = total - free - torch.cuda.memory_reserved(self.device)  # other processes, the CUDA context
-        return max(0, allowed - others - held - worst_case_bytes(self.config, self.model, self.device))
+        return max(0, allowed - others - held - step_bytes)
 
     def start(self, num_device_blocks: int, num_host_blocks: int) -> None:
         """Makes the KV cache and the runner; from here on no transient exceeds the account."""
@@ -207,7 +211,8 @@ class Worker:
 
     def submit(self, plan: StepPlan) -> PendingStep:
         assert self.runner is not None
-        pending = self.runner.submit(plan)
+        with nullcontext() if self.device.index is None else torch.cuda.device(self.device):
+            pending = self.runner.submit(plan)
         if self._profiler is not None:
             self._profiler.step()
         return pending
@@ -217,8 +222,10 @@ class Worker:
         return self.runner.collect(pending)
 
     def reset(self) -> None:
-        """Forgets every row and step, after a step has failed."""
+        """Forgets every row and step, after a step has failed; raises if the device works no more."""
         assert self.runner is not None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.runner.reset()
 
     # What programs reach into, by these names
@@ -365,4 +372,7 @@ class Worker:
         """Gives all memory back."""
         self.runner = None
         self.__dict__.pop("model", None)  # there is none if loading it has failed
-        self._return_memory()
+        try:
+            self._return_memory()
+        except Exception as error:  # what has broken the device has been reported by then
+            logger.warning("Memory of %s could not be given back: %s", self.device, error)

@@ -5,43 +5,39 @@ Everything here runs on the simulated device of `tests/simulated_cuda.py`, and b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from taco import LLM, PoolingParams, SamplingParams
+from taco.errors import EngineDeadError
 from taco.logits_processor import AdapterLogitsProcessor
+from taco.plan import NewRow
 from taco.pooling_params import PoolerConfig
+from taco.reasoning import ReasoningMarkers
 from taco.sampling_params import StructuredOutputsParams
 from taco.worker import profile
+from taco.worker.kv_cache import KVCache
 from taco.worker.model_runner import ModelRunner
 from taco.worker.pooling_runner import PoolingRunner
+from taco.worker.sampler.feature import Selection
+from taco.worker.sampler.thinking import ThinkingBudget
+from taco.worker.worker import Worker
 from tests.models.harness import tiny_config
-from tests.simulated_cuda import simulated_cuda
+from tests.simulated_cuda import simulated_and_real_cuda  # noqa: F401
 from tests.tiny_pooling_models import TEXTS, save_model
+
+pytestmark = pytest.mark.usefixtures("simulated_and_real_cuda")
 
 NUM_TOKENS = 12
 PROMPTS = [[5 + (7 * i * n + n) % 250 for i in range(n)] for n in (1, 2, 15, 16, 17, 31, 32, 33, 48, 65)]
 # A pool in which not all rows have room.
 TINY_POOL: dict[str, Any] = {"num_gpu_blocks_override": 10, "max_model_len": 128}
 SWAPPING: dict[str, Any] = {**TINY_POOL, "swap_space": 0.01}
-
-
-@pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)], autouse=True)
-def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if request.param == "real":
-        if not torch.cuda.is_available():
-            pytest.skip("torch finds no CUDA device")
-        yield
-    elif torch.backends.cuda.is_built():
-        pytest.skip("this torch is one for CUDA")
-    else:
-        monkeypatch.setattr("taco.worker.worker.gc.collect", lambda: 0)  # a third of the time of these tests
-        with simulated_cuda():
-            yield
 
 
 def make(path: Path, device: str, **options: Any) -> LLM:
@@ -222,6 +218,18 @@ def test_narrow_types_come_close_to_float32(tiny_llama_path: Path, dtype: str) -
         assert ours == pytest.approx(exact, abs=0.4 if dtype == "bfloat16" else 0.05)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_narrow_types_pool_close_to_float32(tmp_path: Path, model_type: str, dtype: str) -> None:
+    save_model(tmp_path, model_type)
+    found = []
+    for device, name in (("cpu", "float32"), ("cuda", dtype)):
+        with make(tmp_path, device, dtype=name, gpu_memory_utilization=0.5) as llm:
+            found.append([torch.tensor(output.outputs.embedding) for output in llm.embed(TEXTS, use_tqdm=False)])
+    for exact, ours in zip(*found, strict=True):
+        assert torch.cosine_similarity(exact, ours, dim=0) > (0.99 if dtype == "bfloat16" else 0.9999)
+
+
 @pytest.mark.parametrize("model_type", ["gemma3_text", "qwen3", "opt"])
 def test_models_generate_what_they_do_on_the_cpu(tmp_path: Path, model_type: str) -> None:
     save_model(tmp_path, model_type, "AutoModelForCausalLM")
@@ -361,7 +369,91 @@ def forbid_waiting(monkeypatch: pytest.MonkeyPatch, runner_class: type[ModelRunn
     return num_steps
 
 
+def test_writing_single_numbers_does_not_wait_for_the_device() -> None:
+    device = torch.device("cuda", 0)
+    cache = KVCache(
+        num_layers=1,
+        num_blocks=4,
+        num_host_blocks=0,
+        num_kv_heads=2,
+        block_size=8,
+        head_dim=4,
+        dtype=torch.float32,
+        device=device,
+    )
+    for part in cache.layers[0]:
+        part.fill_(1.0)
+    feature, logits = ThinkingBudget(2), torch.ones(2, 8, device=device)
+    params = SamplingParams(thinking_token_budget=0)
+    params._reasoning_markers = ReasoningMarkers((3,), (5,), (5,))
+    feature.add(NewRow(1, "a", [2, 3], 2, 0, [], params, 0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cache.clear([1, 3])
+        feature.apply(Selection(np.array([1]), np.array([1]), np.array([0])), logits)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [int(part.cpu().sum()) for part in cache.layers[0]] == [2 * 64, 2 * 64]
+    assert logits.cpu().isneginf().tolist() == [[False] * 8, [token != 5 for token in range(8)]]
+
+
+# What breaks
+
+
+def test_an_engine_whose_device_works_no_more_is_closed(
+    tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    params = SamplingParams(temperature=0, max_tokens=3)
+    with make(tiny_llama_path, "cuda") as llm:
+        generate(llm, params)
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelRunner, "submit", fail)
+            patch.setattr(torch.cuda, "synchronize", fail)
+            patch.setattr(torch.cuda, "empty_cache", fail)
+            with pytest.raises(RuntimeError, match="illegal memory access"):
+                generate(llm, params)
+        assert "could not be given back" in caplog.text
+        with pytest.raises(EngineDeadError):
+            generate(llm, params)
+
+
 # Memory
+
+
+def test_memory_that_libraries_take_at_the_first_step_is_counted(
+    tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[int] = []
+    taken: list[int] = []
+    library_bytes = 0
+    profile_cuda, worst_case_bytes, get_info = (
+        Worker._profile_cuda,
+        profile.worst_case_bytes,
+        torch.cuda.mem_get_info,
+    )
+
+    def recording(worker: Worker) -> int:
+        budgets.append(profile_cuda(worker))
+        return budgets[-1]
+
+    def taking(*args: Any) -> int:
+        taken.append(library_bytes)
+        return worst_case_bytes(*args)
+
+    def mem_get_info(device: Any = None) -> tuple[int, int]:
+        free, total = get_info(device)
+        return free - sum(taken), total
+
+    monkeypatch.setattr(Worker, "_profile_cuda", recording)
+    monkeypatch.setattr(profile, "worst_case_bytes", taking)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    make(tiny_llama_path, "cuda", gpu_memory_utilization=0.5).close()
+    library_bytes = 256 << 20
+    make(tiny_llama_path, "cuda", gpu_memory_utilization=0.5).close()
+    assert budgets[0] - budgets[1] > 128 << 20
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +471,8 @@ def wide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"top_k": 20, "top_p": 0.9, "min_p": 0.001, "seed": 1}, {}),
         ({"top_p": 0.9, "seed": 1, "logprobs": 3, "repetition_penalty": 1.1}, {}),
         ({"temperature": 0, "prompt_logprobs": 5}, {}),
+        ({"temperature": 0, "logprobs": -1}, {"max_logprobs": -1}),
+        ({"temperature": 0, "prompt_logprobs": -1}, {"max_logprobs": -1}),
         ({"seed": 1}, {"watermark_config": {"key": 42}}),
         ({"extra_args": {"roll": 1}, "top_p": 0.9, "seed": 1, "logprobs": 3}, {"logits_processors": [Rolled]}),
     ],

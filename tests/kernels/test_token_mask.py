@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 from taco.kernels import native, triton
 from taco.kernels.token_mask import apply_token_mask, draw_allowed, num_mask_words
 from tests.kernels.triton_tools import SHARED_MEMORY, compile_ahead, interpreted
+from tests.simulated_cuda import simulated_and_real_cuda  # noqa: F401
 
 VARIANTS = ["reference", *(f"native {name}" for name in native.instruction_sets())]
+USABLE = triton.usable
 if triton.installed():
     VARIANTS.append("triton in the interpreter")
 
@@ -255,6 +259,27 @@ def test_the_triton_kernel_compiles_ahead_of_time(tmp_path: Path, record_propert
         assert resources.spilled == 0
         assert resources.registers <= 32  # then the registers suffice for all threads that a multiprocessor can hold
         assert resources.shared <= SHARED_MEMORY[architecture]
+
+
+@pytest.mark.usefixtures("simulated_and_real_cuda")
+def test_where_triton_cannot_start_a_kernel_others_stand_in(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setitem(sys.modules, "taco.kernels.triton.token_mask", SimpleNamespace(apply_token_mask=fail))
+    monkeypatch.setattr(triton, "token_mask", sys.modules["taco.kernels.triton.token_mask"], raising=False)
+    monkeypatch.setattr(triton, "_failures", [])
+    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton, "usable", USABLE)
+    logits, masks, positions = random_logits(4, 70, seed=1), random_masks(3, 70, "mixed", seed=1), torch.arange(3)
+    for _ in range(2):
+        on_gpu = logits.cuda()
+        apply_token_mask(on_gpu, masks.cuda(), positions.cuda())
+        assert_same_bits(on_gpu.cpu(), masked(logits, masks, positions))
+    assert not triton.usable()
+    assert caplog.text.count("Failed to find C compiler") == 1 and "Python.h" in caplog.text
 
 
 @pytest.mark.gpu

@@ -12,7 +12,16 @@ from taco.worker import memory
 SHAPE = memory.CacheGeometry(num_layers=2, num_kv_heads=2, head_dim=8, block_bytes=1000)
 
 
-def make_config(*, max_model_len=100, max_num_seqs=4, max_num_batched_tokens=64, device="cpu", fit=False, **cache):
+def make_config(
+    *,
+    max_model_len=100,
+    max_num_seqs=4,
+    max_num_batched_tokens=64,
+    device="cpu",
+    fit=False,
+    max_logprobs=20,
+    **cache,
+):
     cache = {
         "block_size": 16,
         "num_gpu_blocks_override": None,
@@ -25,7 +34,9 @@ def make_config(*, max_model_len=100, max_num_seqs=4, max_num_batched_tokens=64,
         scheduler_config=SimpleNamespace(
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         ),
-        model_config=SimpleNamespace(fit_max_model_len=fit, torch_dtype=torch.float32, logits_processors=()),
+        model_config=SimpleNamespace(
+            fit_max_model_len=fit, torch_dtype=torch.float32, logits_processors=(), max_logprobs=max_logprobs
+        ),
         watermark_config=None,
         device_config=SimpleNamespace(device=device),
     )
@@ -99,8 +110,18 @@ def test_a_step_takes_more_with_more_tokens_and_wider_layers():
         model = SimpleNamespace(layers=[layer, layer], vocab_size=100)
         return memory.cpu_step_bytes(make_config(max_num_batched_tokens=num_tokens), model)
 
-    logits = memory.LOGITS_COPIES * memory.LOGITS_BYTES["cpu"]
-    assert step_bytes(10, 8) == logits + 2 * 10 * 6 * 8 * 4
+    logits = memory.LOGITS_BYTES["cpu"] // 400 * 400 + (memory.WHOLE_LOGITS_COPIES - 1) * memory.BLOCK_ENTRIES_CPU * 4
+    scores = 10 * 21 * memory.SCORE_BYTES
+    assert step_bytes(10, 8) == logits + scores + 2 * 10 * 6 * 8 * 4
+
+
+def test_log_probabilities_of_the_whole_vocabulary_are_counted():
+    few, all_but_one, whole = (
+        memory.sampling_bytes(make_config(max_logprobs=number), 16, 1000, "cuda") for number in (20, 999, 2000)
+    )
+    assert all_but_one - few == 16 * 979 * memory.SCORE_BYTES
+    sorting = (memory.SORTED_LOGITS_COPIES - memory.WHOLE_LOGITS_COPIES) * 16 * 1000 * 4
+    assert whole - all_but_one == 16 * memory.SCORE_BYTES + sorting
 
 
 def test_available_memory_is_plausible():

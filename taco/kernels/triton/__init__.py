@@ -10,9 +10,34 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
+
+logger = logging.getLogger(__name__)
+
+_failures: list[Exception] = []
 
 
 @functools.cache
 def installed() -> bool:
     """Whether there is a Triton; torch for CUDA brings it on Linux."""
     return importlib.util.find_spec("triton") is not None
+
+
+def usable() -> bool:
+    """Whether there is a Triton, and none of its kernels has failed to start."""
+    return installed() and not _failures
+
+
+def give_up(error: Exception) -> None:
+    """Says that a kernel did not start, after which none is tried any more: torch's operators do their work.
+
+    Triton compiles a part of each kernel for the host when it is first used, which takes a C compiler and the headers
+    of Python, and not every machine has them.
+    """
+    _failures.append(error)
+    logger.warning(
+        "Triton cannot start kernels here, so slower ones stand in for them: %s: %s. It needs a C compiler (gcc or "
+        "clang) and the headers of Python (Python.h), and a home or TRITON_CACHE_DIR that can be written.",
+        type(error).__name__,
+        str(error).strip()[:300],
+    )

@@ -58,7 +58,8 @@ class ThinkingBudget(Feature):
         if len(places):
             positions = to_device(selection.positions[places], logits.device)
             logits.index_fill_(0, positions, -torch.inf)
-            logits[positions, to_device(forced[places], logits.device)] = 0.0
+            entries = selection.positions[places] * logits.shape[1] + forced[places]
+            logits.view(-1).index_fill_(0, to_device(entries, logits.device), 0.0)
 
 
 class _Section:
