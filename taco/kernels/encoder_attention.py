@@ -6,6 +6,7 @@ Rows are packed one after the other without padding. Nothing is cached, so keys 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ def encoder_attention_runs(
     A batch that is sorted by length has few such runs. The result of a row does not depend on the others.
     """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    with sdpa_kernel(BACKENDS):
+    with sdpa_kernel(BACKENDS) if query.is_cuda else nullcontext():
         for start, count, length in _runs(meta):
             stop = start + count * length
             # [count, length, num_heads, head_dim], views

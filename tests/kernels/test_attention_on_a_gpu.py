@@ -4,9 +4,11 @@ different kernels there."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from taco.kernels.attention import paged_attention, write_kv
 from taco.kernels.encoder_attention import encoder_attention
@@ -60,6 +62,21 @@ def test_encoder_attention(dtype: torch.dtype, head_dim: int, window: int | None
     ours = encoder_attention(*fused.split(query.shape[1], 1), metadata(lengths), scale, window).cpu()
     assert ours.dtype == dtype
     assert (ours.float() - exact).abs().max() < TOLERANCES[dtype]
+
+
+def test_cudnn_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
+        asked.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return original(*args, **kwargs)
+
+    original = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    for window in (None, 4):
+        parts = [part.cuda() for part in heads([9, 9, 30], torch.float32)]
+        encoder_attention(*parts, metadata([9, 9, 30]), 0.3, window)
+    assert len(asked) > 3 and not any(asked)
 
 
 def test_caches_of_more_than_2_to_the_31_numbers() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -35,20 +33,6 @@ def heads(lengths: list[int], dtype: torch.dtype, num_heads: int = 3, head_dim: 
     generator = torch.Generator().manual_seed(sum(lengths))
     fused = torch.randn(sum(lengths), 3 * num_heads, head_dim, generator=generator).to(dtype)
     return list(fused.split(num_heads, 1))
-
-
-def test_cudnn_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
-        asked.append(torch.backends.cuda.cudnn_sdp_enabled())
-        return original(*args, **kwargs)
-
-    original = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
-    for window in (None, 4):
-        encoder_attention(*heads([9, 9, 30], torch.float32), metadata([9, 9, 30]), 0.3, window)
-    assert len(asked) > 3 and not any(asked)
 
 
 @pytest.mark.parametrize("window", [None, 0, 4, 64])
