@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -28,40 +29,65 @@ SCORE_BYTES = 24  # of one log-probability on its way to the host, and its token
 LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # logits of one slice of rows, float32
 
 
+class _GroupFiles(NamedTuple):
+    """Where a version of control groups says what.
+
+    Args:
+        line: how the line of /proc/self/cgroup that names the group begins, after the number of the hierarchy.
+        folder: of the hierarchy.
+        limit, used: files of a group.
+        prefix: of the entries of memory.stat that count the groups within it, too.
+    """
+
+    line: str
+    folder: str
+    limit: str
+    used: str
+    prefix: str
+
+
+_GROUP_FILES = (
+    _GroupFiles("", ".", "memory.max", "memory.current", ""),
+    _GroupFiles("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),  # version 1
+)
+
+
 def available_host_bytes(
-    control_groups: Path = Path("/sys/fs/cgroup"), own_group: Path = Path("/proc/self/cgroup")
+    control_groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")
 ) -> int:
     """Host memory that this process may still take: the machine's, or less where its control groups leave less.
 
     Args:
-        control_groups: where control groups (version 2) are mounted.
-        own_group: file that names the group of this process.
+        control_groups: where control groups, of version 2 or 1, are mounted.
+        own_groups: file that names the groups of this process.
     """
     available = psutil.virtual_memory().available
-    for group in _enclosing_groups(control_groups, own_group):
-        try:
-            limit = int((group / "memory.max").read_text())
-            used = int((group / "memory.current").read_text())
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # the group is not visible here, or it has no limit ("max")
-            continue
-        # Copies of files in memory count as used, but are dropped when memory is needed.
-        reclaimable = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
-        available = min(available, max(0, limit - used + reclaimable))
+    for files in _GROUP_FILES:
+        for group in _enclosing_groups(control_groups / files.folder, own_groups, files.line):
+            try:
+                limit = int((group / files.limit).read_text())
+                used = int((group / files.used).read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # the group is not visible here, or it has no limit ("max")
+                continue
+            # Copies of files in memory count as used, but are dropped when memory is needed.
+            reclaimable = sum(int(stat.get(f"{files.prefix}{name}_file", 0)) for name in ("inactive", "active"))
+            available = min(available, max(0, limit - used + reclaimable))
     return available
 
 
-def _enclosing_groups(control_groups: Path, own_group: Path) -> list[Path]:
+def _enclosing_groups(root: Path, own_groups: Path, controller: str) -> list[Path]:
     """Folders of the process's control group and of the groups around it, of which each may have a limit."""
     try:
-        lines = own_group.read_text().splitlines()
+        lines = own_groups.read_text().splitlines()
     except OSError:
         return []
-    path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    named = (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2)
+    path = next((path for controllers, path in named if controller in controllers.split(",")), "")
     if ".." in path.split("/"):  # outside of what a container sees; the root is what it sees of its own group
         path = ""
-    group = control_groups / path
-    return [folder for folder in (group, *group.parents) if folder.is_relative_to(control_groups)]
+    group = root / path.lstrip("/")
+    return [folder for folder in (group, *group.parents) if folder.is_relative_to(root)]
 
 
 def _size(num_bytes: int) -> str:

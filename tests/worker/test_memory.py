@@ -163,6 +163,21 @@ def test_the_tightest_group_around_the_process_counts(groups):
         assert memory.available_host_bytes(*groups) == available, own
 
 
+def test_groups_of_version_1_have_limits_too(groups):
+    groups[1].write_text("7:cpu,cpuacct:/jobs\n4:hugetlb,memory:/jobs/own\n")
+    root = groups[0] / "memory"
+    for folder, limit in [(root, 9223372036854771712), (root / "jobs", 3000), (root / "jobs" / "own", 2500)]:
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text("1000\n")
+        (folder / "memory.stat").write_text("inactive_file 7\ntotal_inactive_file 100\ntotal_active_file 50\n")
+    assert memory.available_host_bytes(*groups) == 2500 - 1000 + 150
+    groups[1].write_text("4:memory:/docker/not/visible\n")  # as in a container, which sees its own group as the root
+    assert memory.available_host_bytes(*groups) == 10**12
+    (root / "memory.limit_in_bytes").write_text("1200\n")
+    assert memory.available_host_bytes(*groups) == 1200 - 1000 + 150
+
+
 def test_without_a_limit_the_machine_counts(groups):
     assert memory.available_host_bytes(*groups) == 10**12
     make_group(groups[0], limit="max", used=900)
