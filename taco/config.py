@@ -103,7 +103,7 @@ class ModelConfig:
         tokenizer: name or path of the tokenizer.
         tokenizer_mode: "auto", "slow" or "mistral".
         hf_token: access token of the model hub, not shown by `repr`.
-        dtype: data type of weights and activations.
+        dtype_name: data type of weights and activations.
         seed: key of random numbers of requests without a seed of their own.
         max_model_len: most tokens of a sequence, prompt and output together.
         fit_max_model_len: `max_model_len` may be lowered to what the KV cache holds (`max_model_len="auto"`).
@@ -138,7 +138,7 @@ class ModelConfig:
     tokenizer_revision: str | None = None
     code_revision: str | None = None
     hf_token: bool | str | None = field(default=None, repr=False)
-    dtype: str
+    dtype_name: str
     seed: int = 0
     max_model_len: int
     fit_max_model_len: bool = False
@@ -180,11 +180,11 @@ class ModelConfig:
         return self.task == "score"
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch's object."""
+    def dtype(self) -> torch.dtype:
+        """Data type of weights and activations, as torch's object."""
         import torch
 
-        dtype: torch.dtype = getattr(torch, self.dtype)
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
         return dtype
 
     def get_vocab_size(self) -> int:

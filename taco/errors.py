@@ -58,24 +58,31 @@ class BatchValidationError(TacoValidationError):
     Args:
         errors: message of each bad row, keyed by its index in the batch.
         num_rows: number of rows in the batch.
+        advice: what to do.
     """
 
     MAX_SHOWN = 20
 
-    def __init__(self, errors: Mapping[int, str], num_rows: int) -> None:
+    def __init__(
+        self,
+        errors: Mapping[int, str],
+        num_rows: int,
+        advice: str = 'correct them, or pass on_error="return" to run the others',
+    ) -> None:
         self.errors = dict(errors)
         shown = [f"  row {index}: {text}" for index, text in sorted(self.errors.items())[: self.MAX_SHOWN]]
         if len(self.errors) > self.MAX_SHOWN:
             shown.append(f"  ... and {len(self.errors) - self.MAX_SHOWN} more rows (all in .errors)")
         verb = "is" if len(self.errors) == 1 else "are"
         super().__init__(
-            f"{len(self.errors)} of {num_rows} rows {verb} not valid, so nothing was run; "
-            'correct them, or pass on_error="return" to run the others:\n' + "\n".join(shown)
+            f"{len(self.errors)} of {num_rows} rows {verb} not valid, so nothing was run; {advice}:\n"
+            + "\n".join(shown)
         )
         self.num_rows = num_rows
+        self.advice = advice
 
     def __reduce__(self) -> tuple[Any, ...]:  # an exception is copied with its message alone
-        return type(self), (self.errors, self.num_rows), self.__dict__
+        return type(self), (self.errors, self.num_rows, self.advice), self.__dict__
 
 
 class EngineError(TacoError, RuntimeError):

@@ -44,7 +44,7 @@ def make_config(
             model="fake",
             source=source,
             tokenizer="fake",
-            dtype="float32",
+            dtype_name="float32",
             seed=seed,
             max_model_len=max_model_len,
             max_logprobs=max_logprobs,

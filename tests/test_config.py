@@ -21,7 +21,7 @@ def model_config(**values: Any) -> ModelConfig:
         model="fake",
         source=source,
         tokenizer="fake",
-        dtype="bfloat16",
+        dtype_name="bfloat16",
         max_model_len=32,
         logprobs_mode="raw_logprobs",
         served_model_name="fake",
@@ -78,7 +78,7 @@ def test_what_holds_for_every_model() -> None:
 def test_dtype_as_an_object_of_torch() -> None:
     import torch
 
-    assert model_config().torch_dtype is torch.bfloat16
+    assert model_config().dtype is torch.bfloat16
 
 
 def test_configs_are_frozen_and_replaced() -> None:

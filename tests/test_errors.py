@@ -13,6 +13,9 @@ def test_errors_of_a_batch_can_be_pickled_and_copied() -> None:
         assert type(other) is BatchValidationError
         assert (str(other), other.errors, other.num_rows) == (str(error), {3: "is bad"}, 5)
         assert other.__notes__ == ["seen"]
+    assert 'correct them, or pass on_error="return"' in str(error)
+    other = pickle.loads(pickle.dumps(BatchValidationError({3: "is bad"}, 5, "correct them")))
+    assert "nothing was run; correct them:\n  row 3: is bad" in str(other)
 
 
 def test_what_does_not_exist_is_not_implemented() -> None:

@@ -173,20 +173,6 @@ def resolve_guided_decoding(args: EngineArgs) -> GuidedDecodingConfig:
     )
 
 
-def resolve_chat_template(template: str | None) -> str | None:
-    """The text of a template that is given as a file or as itself."""
-    if template is None or "{" in template or "\n" in template:
-        return template
-    try:
-        return Path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TacoValidationError(
-            f"chat_template={template!r}: no Jinja template (it has no brace), and no file that can be read ({error})",
-            parameter="chat_template",
-            value=template,
-        ) from None
-
-
 def read_generation_config(name: str | None) -> dict[str, Any] | None:
     """Contents of generation_config.json in the folder that `generation_config` names; None where it names none."""
     from taco.models.loader.source import load_generation_config

@@ -75,7 +75,6 @@ from taco.engine.arg_resolution import (
     profiler_from_environment,
     read_generation_config,
     resolve_batch_limits,
-    resolve_chat_template,
     resolve_cpu_kv_cache_bytes,
     resolve_default_sampling_params,
     resolve_device,
@@ -89,6 +88,7 @@ from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.guided.request import BACKENDS, StructuredOutputsConfig
 from taco.pooling_params import PoolerConfig
 from taco.reasoning import complete_reasoning_config
+from taco.tokenizer.chat_template import read_chat_template
 from taco.usage_context import UsageContext
 from taco.watermark import WatermarkConfig
 
@@ -168,8 +168,10 @@ class EngineArgs:
         "auto", OneOf(values=("auto",)), 'Data type of the KV cache: "auto" is that of the model.'
     )
     quantization_param_path: str | None = not_built(None, "a KV cache with scaling factors")
-    seed: int = implemented(
-        0, Integer(minimum=-(2**63), maximum=2**64 - 1), "Key of the random numbers of requests without a seed."
+    seed: int | None = implemented(
+        0,
+        Integer(optional=True, minimum=-(2**63), maximum=2**64 - 1),
+        "Key of the random numbers of requests without a seed. None is 0.",
     )
     max_model_len: int | str | None = implemented(
         None,
@@ -739,7 +741,7 @@ class EngineArgs:
         with problems.collecting():
             log_stats_interval_s = None if args.disable_log_stats else envs.log_stats_interval_s()
         with problems.collecting():
-            chat_template = resolve_chat_template(args.chat_template)
+            chat_template = read_chat_template(args.chat_template)
         with problems.collecting():
             constraints = args.structured_outputs_config or StructuredOutputsConfig()
             reasoning_parser = args.reasoning_parser or constraints.reasoning_parser
@@ -806,8 +808,8 @@ class EngineArgs:
                 tokenizer_revision=args.tokenizer_revision or args.revision,
                 code_revision=args.code_revision,
                 hf_token=args.hf_token,
-                dtype=dtype,
-                seed=args.seed,
+                dtype_name=dtype,
+                seed=args.seed or 0,
                 max_model_len=max_model_len,
                 fit_max_model_len=args.max_model_len == FIT_MAX_MODEL_LEN,
                 max_logprobs=text_config.vocab_size if args.max_logprobs == -1 else args.max_logprobs,

@@ -136,7 +136,7 @@ class LLMEngine(EngineControl):
         logger.info(
             "Loaded %s (%s, %s) in %.1f s; KV cache of %d tokens, at most %d sequences of %d tokens",
             config.model_config.served_model_name,
-            config.model_config.dtype,
+            config.model_config.dtype_name,
             config.device_config.device,
             time.perf_counter() - started,
             (executor.num_device_blocks - 1) * config.cache_config.block_size,

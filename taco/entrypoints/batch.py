@@ -89,7 +89,12 @@ Row = tuple[int, object, PreparedPrompt | TacoValidationError]
 
 
 class Batch:
-    """Checks rows, feeds the engine, collects outputs."""
+    """Checks rows, feeds the engine, collects outputs.
+
+    Args:
+        on_error: "raise" or "return", see `LLM.generate`; None raises in a method whose callers have no choice.
+        max_unfinished: most sequences in the engine at a time.
+    """
 
     def __init__(
         self,
@@ -98,14 +103,15 @@ class Batch:
         columns: Columns,
         options: TokenizeOptions,
         *,
-        raises: bool,
+        on_error: str | None,
         max_unfinished: int | None = None,
     ) -> None:
         self._engine = engine
         self._request_counter = request_counter
         self._columns = columns
         self._options = options
-        self._raises = raises
+        self._raises = on_error != "return"
+        self._has_choice = on_error is not None
         self._cache = ParamsCache()
         # Sequences (samples, not rows): enough to keep the device busy and to plan ahead; more would only cost memory.
         self._max_unfinished = max_unfinished or 2 * self._engine.scheduler_config.max_num_seqs + 1000
@@ -142,7 +148,10 @@ class Batch:
         if errors and self._raises:
             if num_rows == 1:
                 raise errors[0]
-            raise BatchValidationError({index: str(error) for index, error in errors.items()}, num_rows)
+            messages = {index: str(error) for index, error in errors.items()}
+            if not self._has_choice:
+                raise BatchValidationError(messages, num_rows, "correct them")
+            raise BatchValidationError(messages, num_rows)
         if self._engine.scheduler_config.policy == "priority":
             # The engine sees a part of the rows at a time, so its own queue cannot bring the urgent ones forward.
             rows.sort(key=lambda row: 0 if row[0] in errors else self._columns.priority_of(row[0]))
@@ -184,7 +193,7 @@ class Batch:
     def run(self, rows: Iterator[Row], progress: Progress, transform: Callable[[Any], Any] | None = None) -> list[Any]:
         """Runs rows to their end and returns their outputs in order, or what `transform` makes of each.
 
-        Whatever happens, no request is left behind.
+        Whatever happens, no request is left behind, and an exception has what was finished: `finished_outputs`, by row.
         """
         outputs: dict[int, Any] = {}
         unfinished: dict[str, tuple[int, int]] = {}  # request id -> row, number of its sequences
@@ -209,20 +218,21 @@ class Batch:
                     break
                 assert self._engine.has_unfinished_requests()
                 with interrupts_deferred():
-                    finished = self._engine.step()
-                for output in finished:
-                    index, count = unfinished.pop(output.request_id)
-                    num_sequences -= count
-                    if output.error is not None and self._raises:
-                        raise TacoError(
-                            f"Row {index} failed while it ran, and the unfinished rows were aborted; pass "
-                            f'on_error="return" to keep them: {output.error}'
-                        )
-                    outputs[index] = output if transform is None else transform(output)
-                    progress.add(output)
+                    for output in self._engine.step():
+                        index, count = unfinished.pop(output.request_id)
+                        num_sequences -= count
+                        if output.error is not None and self._raises:
+                            advice = '; pass on_error="return" to keep them' if self._has_choice else ""
+                            raise TacoError(
+                                f"Row {index} failed while it ran, and the unfinished rows were aborted{advice}: "
+                                f"{output.error}"
+                            )
+                        outputs[index] = output if transform is None else transform(output)
+                        progress.add(output)
                 progress.step()
-        except BaseException:
+        except BaseException as error:
             self._engine.abort_request(list(unfinished))
+            error.finished_outputs = outputs  # type: ignore[attr-defined]
             raise
         return [outputs[index] for index in range(len(outputs))]
 

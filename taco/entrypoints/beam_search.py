@@ -62,7 +62,7 @@ class BeamSearchMixin:
             columns,
             engine.input_processor.tokenize_options(None),
             False,
-            "raise",
+            None,
             make_progress=lambda: BeamProgress(use_tqdm, len(rows), params.max_tokens, engine),
             max_unfinished=concurrency_limit,
         )

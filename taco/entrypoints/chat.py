@@ -21,6 +21,7 @@ from taco.errors import (
     UnknownPartTypeError,
     UnsupportedFeatureError,
 )
+from taco.tokenizer.chat_template import read_chat_template
 from taco.tool_calls import tool_schema
 
 if TYPE_CHECKING:
@@ -148,7 +149,10 @@ class ChatRenderer:
         if options.tools is not None:  # functions are described once, and not for each conversation
             tools = [tool_schema(tool) if callable(tool) else tool for tool in options.tools]
         template = kwargs.pop("chat_template", None)
-        self._template = _find_template(tokenizer, options.chat_template or template or default_template, tools)
+        given = options.chat_template or template
+        found = _find_template(tokenizer, given or default_template, tools)
+        # What is no name of a template of the tokenizer comes back as it was.
+        self._template = read_chat_template(found) if given and found == given else found
         if kwargs.pop("sanitize_control_tokens", False):
             raise UnsupportedFeatureError(
                 "sanitize_control_tokens=True is not supported: special tokens in messages are taken as such. Remove "
@@ -334,7 +338,6 @@ def _find_template(tokenizer: Any, wanted: str | None, tools: list[Any] | None) 
     """The text of the template; None for a tokenizer that encodes chats itself."""
     try:
         template: str = tokenizer.get_chat_template(wanted, tools)
-        return template
     except NotImplementedError:
         if wanted is None:
             return None
@@ -351,6 +354,7 @@ def _find_template(tokenizer: Any, wanted: str | None, tools: list[Any] | None) 
             f"({error})",
             parameter="chat_template",
         ) from error
+    return template
 
 
 def content_texts(content: object) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -194,6 +195,9 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             TacoValidationError: other arguments are wrong.
             TacoError: a row failed while it ran; the others were aborted.
             EngineDeadError: the LLM was closed.
+
+            What is raised while rows run, KeyboardInterrupt for Ctrl-C among them, has the outputs of those that were
+            finished: `finished_outputs`, a dict by row.
         """
         engine = self._generating_engine("generate")
         rows = single_prompts(prompts, prompt_token_ids, warns=self.DEPRECATE_LEGACY)
@@ -215,7 +219,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: Any = None,
-        chat_template: str | int | Sequence[int] | None = None,
+        chat_template: str | os.PathLike[str] | int | Sequence[int] | None = None,
         chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -233,9 +237,9 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         Args:
             messages: a list of messages (dicts with "role" and "content"), or a list or iterator of such lists.
             sampling_params, use_tqdm, lora_request, mm_processor_kwargs, priority, on_error: see `generate`.
-            chat_template: Jinja text, or the name of one of the tokenizer's templates; None for the `chat_template` of
-                the LLM, else the tokenizer's. The fifth positional argument is `priority` in vLLM 0.33: integers are
-                taken as that.
+            chat_template: Jinja text, a file, or the name of one of the tokenizer's templates; None for the
+                `chat_template` of the LLM, else the tokenizer's. The fifth positional argument is `priority` in vLLM
+                0.33: integers are taken as that.
             chat_template_content_format: "string" or "openai" (a list of parts), the form of content that the template
                 reads; "auto" finds out and leaves content alone that has a form that it reads.
             add_generation_prompt: end the prompt with the beginning of the model's message.
@@ -257,6 +261,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             As `generate`.
         """
         engine = self._generating_engine("chat")
+        if isinstance(chat_template, os.PathLike):
+            chat_template = os.fspath(chat_template)
         if chat_template is not None and not isinstance(chat_template, str):
             if priority is not None:
                 raise TacoValidationError("chat_template must be a string.", parameter="chat_template")
@@ -487,7 +493,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         config = self.model_config
         device = self.llm_engine.device_config.device
         limit = config.max_model_len
-        return f"LLM(model={config.model!r}, device={device!r}, dtype={config.dtype!r}, max_model_len={limit})"
+        return f"LLM(model={config.model!r}, device={device!r}, dtype={config.dtype_name!r}, max_model_len={limit})"
 
     # One batch
 
@@ -503,7 +509,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
     ) -> list[str]:
         columns.check_lengths(num_rows)
         with self._lock:
-            batch = Batch(self.llm_engine, self.request_counter, columns, options, raises=True)
+            batch = Batch(self.llm_engine, self.request_counter, columns, options, on_error=None)
             request_ids = batch.enqueue(batch.prepare_all(prompts, num_rows), num_rows)
             self._enqueued += request_ids
         return request_ids
@@ -535,7 +541,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         columns: Columns,
         options: TokenizeOptions,
         use_tqdm: bool | Callable[..., Any],
-        on_error: str,
+        on_error: str | None,
         num_rows: int | None = None,
         *,
         make_progress: Callable[[], Progress] | None = None,
@@ -545,12 +551,13 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         """Checks and runs rows; prompts that are errors already are bad rows.
 
         Args:
+            on_error: see `Batch`.
             num_rows: number of prompts; None if they are a list, or an iterator whose length is not known.
             make_progress: makes the progress bar, instead of the usual one.
             max_unfinished: most sequences in the engine at a time.
             transform: what to return of each output, instead of the output itself.
         """
-        if on_error not in ("raise", "return"):
+        if on_error not in ("raise", "return", None):
             raise TacoValidationError(
                 f'on_error must be "raise" or "return", got {on_error!r}.', parameter="on_error", value=on_error
             )
@@ -569,7 +576,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                 self.request_counter,
                 columns,
                 options,
-                raises=on_error == "raise",
+                on_error=on_error,
                 max_unfinished=max_unfinished,
             )
             if num_rows is None:

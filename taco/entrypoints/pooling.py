@@ -12,7 +12,7 @@ from taco.engine.pooling_config import possible_tasks
 from taco.engine.pooling_input import TextPair
 from taco.entrypoints.chat import ChatOptions, ChatRenderer
 from taco.entrypoints.legacy import refuse_adapters, single_prompts
-from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.errors import BatchValidationError, TacoValidationError, UnsupportedFeatureError
 from taco.models.registry import find_architecture
 from taco.outputs import (
     ClassificationRequestOutput,
@@ -290,7 +290,10 @@ class PoolingMixin:
                     parameter="chat_template",
                 )
             params = _with_task(pooling_params, "embed")
-            found = self._pool([*texts_1, *texts_2], params, use_tqdm, lora_request, options, on_error)
+            try:
+                found = self._pool([*texts_1, *texts_2], params, use_tqdm, lora_request, options, on_error)
+            except BatchValidationError as error:
+                raise _by_pair(error, len(texts_1), len(texts_2)) from None
             firsts, seconds = found[: len(texts_1)], found[len(texts_1) :]
             firsts = firsts * (len(seconds) // len(firsts))
             separator = getattr(_llm(self).llm_engine.input_processor.tokenizer, "pad_token_id", None)
@@ -432,6 +435,19 @@ def _rows(prompts: Any, prompt_adapter_request: object) -> Iterable[object]:
     """Single prompts: a list, or the iterator that was passed."""
     refuse_adapters(prompt_adapter_request)
     return single_prompts(prompts, None, warns=False)
+
+
+def _by_pair(error: BatchValidationError, num_firsts: int, num_pairs: int) -> TacoValidationError:
+    """What is wrong with the texts of pairs, first ones before second ones, as what is wrong with pairs."""
+    messages: dict[int, list[str]] = {}
+    for index, message in sorted(error.errors.items()):
+        if index >= num_firsts:
+            messages.setdefault(index - num_firsts, []).append(f"second text: {message}")
+        else:
+            for pair in range(num_pairs) if num_firsts == 1 else [index]:
+                messages.setdefault(pair, []).append(f"first text: {message}")
+    joined = {pair: " ".join(parts) for pair, parts in messages.items()}
+    return TacoValidationError(joined[0]) if num_pairs == 1 else BatchValidationError(joined, num_pairs)
 
 
 def _texts(data: object) -> list[object]:

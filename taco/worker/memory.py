@@ -148,7 +148,7 @@ def geometry(config: TacoConfig, model) -> CacheGeometry:  # noqa: ANN001
         model.num_kv_heads,
         config.cache_config.block_size,
         model.head_dim,
-        config.model_config.torch_dtype,
+        config.model_config.dtype,
     )
     return CacheGeometry(model.num_layers, model.num_kv_heads, model.head_dim, block_bytes)
 
@@ -197,7 +197,7 @@ def cpu_step_bytes(config: TacoConfig, model) -> int:  # noqa: ANN001
         kept its input and its output and attention as much again, and of the logits and the sampler's copies of them.
     """
     layer = max((sum(_linear_widths(layer)) for layer in model.layers), default=0)
-    activations = 2 * layer * config.model_config.torch_dtype.itemsize
+    activations = 2 * layer * config.model_config.dtype.itemsize
     num_rows = logits_rows(model.vocab_size, "cpu", least_logits_rows(config))
     sampling = sampling_bytes(config, num_rows, model.vocab_size, "cpu")
     return config.scheduler_config.max_num_batched_tokens * activations + sampling

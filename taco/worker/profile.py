@@ -111,7 +111,7 @@ def _run(config: TacoConfig, model: CausalLM, num_layers: int, counts: np.ndarra
         block_size=block_size,
         workspace=Workspace(device),
     )
-    dtype = config.model_config.torch_dtype
+    dtype = config.model_config.dtype
     shape = (2, model.num_kv_heads, block_size, model.head_dim)
     layer = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
     ids = torch.zeros(len(positions), dtype=torch.int64, device=device)

@@ -70,14 +70,14 @@ class Worker:
         model_class = resolve_model_class(config.hf_text_config, "classify" if config.task == "score" else config.task)
         with torch.device("meta"):
             model = model_class(config.hf_text_config)
-        model.placement = Placement(config.hf_text_config, self.device, config.torch_dtype, config.max_model_len)
+        model.placement = Placement(config.hf_text_config, self.device, config.dtype, config.max_model_len)
         self.model = model.eval()
         self._load_weights()
 
     def _load_weights(self) -> None:
         """Fills the model, which has no weights, and finalises it."""
         config, model = self.config.model_config, self.model
-        dtype = config.torch_dtype
+        dtype = config.dtype
         if self.config.load_config.load_format == "dummy":
             load_dummy_weights(model, device=self.device, dtype=dtype, seed=config.seed)
         else:
@@ -167,7 +167,7 @@ class Worker:
                 num_kv_heads=model.num_kv_heads,
                 block_size=config.cache_config.block_size,
                 head_dim=model.head_dim,
-                dtype=config.model_config.torch_dtype,
+                dtype=config.model_config.dtype,
                 device=self.device,
             )
         runner_class, head = self._make_head()
@@ -204,7 +204,7 @@ class Worker:
         return PoolingRunner, Pooler(
             model.pooler_config,
             self.model.compute_logits,
-            model.torch_dtype,
+            model.dtype,
             [load_projection(folder, self.device) for folder in model.pooler_config.projections],
             memory.logits_rows(self.model.num_logits, self.device.type),
         )
@@ -262,12 +262,14 @@ class Worker:
         self._load_weights()
 
     def compute_weight_checksums(self) -> dict[str, str]:
-        """SHA-256 digests of the parameters as they lie in memory, by name."""
+        """SHA-256 digests of the parameters as they lie in memory (packed by oneDNN: as they were before), by name."""
         self._check_weights_awake()
-        return {
-            name: hashlib.sha256(parameter.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
-            for name, parameter in self.model.named_parameters()
-        }
+        digests = {}
+        for name, parameter in self.model.named_parameters():
+            tensor = parameter.detach()
+            tensor = tensor.to_dense() if tensor.is_mkldnn else tensor.cpu().contiguous()
+            digests[name] = hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest()
+        return digests
 
     def _check_weights_awake(self) -> None:
         if "weights" in self.asleep:

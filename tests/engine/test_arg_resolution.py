@@ -102,14 +102,14 @@ def test_float16_is_kept_with_a_warning_where_it_is_unwise(
 )
 def test_names_of_dtypes(given: str, dtype: str) -> None:
     config = create(dtype=given)
-    assert config.model_config.dtype == dtype
+    assert config.model_config.dtype_name == dtype
     assert config.cache_config.kv_cache_dtype == dtype
 
 
 def test_torch_dtype_objects_are_accepted() -> None:
     import torch
 
-    assert create(dtype=torch.bfloat16).model_config.dtype == "bfloat16"
+    assert create(dtype=torch.bfloat16).model_config.dtype is torch.bfloat16
 
 
 def test_checkpoint_dtype_is_float32_where_the_config_states_none() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -59,6 +60,14 @@ def test_named_templates() -> None:
     assert ChatRenderer(tokenizer, ChatOptions(tools=[{"type": "function"}]), V0_6).render([USER]) == "tools"
 
 
+def test_a_template_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ 'from a file' }}")
+    assert render([USER], "tokenizer", chat_template=str(file)) == "from a file"
+    with pytest.raises(TacoValidationError, match=r"no brace.*and no file that can be read.*other\.jinja"):
+        render([USER], "tokenizer", chat_template=str(tmp_path / "other.jinja"))
+
+
 def test_without_a_template_the_error_says_what_to_do() -> None:
     with pytest.raises(
         ChatTemplateResolutionError, match="default chat template is no longer allowed.*Pass chat_template"
@@ -91,7 +100,7 @@ def test_arguments_of_chat_win_over_template_variables() -> None:
 
 
 def test_a_template_among_the_variables_wins_over_those_of_llm_and_tokenizer() -> None:
-    assert render([USER], "tokenizer", "llm", chat_template_kwargs={"chat_template": "variable"}) == "variable"
+    assert render([USER], "tokenizer", "llm", chat_template_kwargs={"chat_template": "{{ 'variable' }}"}) == "variable"
 
 
 def test_options_of_tokenization_are_no_variables_of_a_template() -> None:

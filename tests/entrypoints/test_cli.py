@@ -60,7 +60,7 @@ class EchoEngine:
 
     def __init__(self) -> None:
         self.model_config = SimpleNamespace(
-            served_model_name="echo", dtype="float32", chat_template=None, pooler_config=None, task="generate"
+            served_model_name="echo", dtype_name="float32", chat_template=None, pooler_config=None, task="generate"
         )
         self.config = SimpleNamespace(behaviour=V0_6)
         self.device_config = SimpleNamespace(device="cpu")
@@ -117,6 +117,16 @@ class EchoLLM:
         self.params = params
         self.use_tqdm = use_tqdm
         texts = [prompt["prompt"] if "prompt" in prompt else str(prompt["prompt_token_ids"]) for prompt in prompts]
+        if "^" in texts:
+            try:
+                signal.raise_signal(signal.SIGTERM if "term" in texts else signal.SIGINT)
+            except KeyboardInterrupt as error:
+                error.finished_outputs = {  # type: ignore[attr-defined]
+                    index: request_output(str(index), text.upper())
+                    for index, text in enumerate(texts)
+                    if text == "done"
+                }
+                raise
         if "bad" in texts and on_error == "raise":
             raise BatchValidationError({texts.index("bad"): "is bad"}, len(texts))
         outputs = [request_output(str(index), text.upper(), n=params.n) for index, text in enumerate(texts)]
@@ -380,11 +390,12 @@ def test_all_bad_lines_are_named_before_a_model_is_loaded(
 ) -> None:
     source = tmp_path / "in.jsonl"
     lines = ['{"prompt": "fine"}', "{", '"text"', '{"id": 1}', '{"prompt": "a", "messages": []}']
-    lines += ['{"prompt": "a", "outputs": []}', '{"messages": []}']
+    lines += ['{"prompt": "a", "outputs": []}', '{"messages": []}', '{"prompt": 5}', '{"prompt_token_ids": "5"}']
+    lines += ['{"prompt": "a", "x": 1e400}', '{"prompt": "a", "x": NaN}']
     source.write_text("\n".join(lines))
     assert main(["generate", "--model", "m", "--input", str(source)]) == 1
     message = capsys.readouterr().err
-    assert [f"line {number}:" in message for number in range(1, 8)] == [False] + [True] * 6
+    assert [f"line {number}:" in message for number in range(1, 12)] == [False] + [True] * 10
     assert echo == []
 
 
@@ -411,6 +422,52 @@ def test_input_and_output_problems_are_found_before_a_model_is_loaded(
     assert main(["generate", "--model", "m", *argv]) == 1
     assert message in capsys.readouterr().err
     assert echo == []
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_what_was_finished_before_an_interruption_is_written(
+    echo: list[EchoLLM], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_text("before")
+    prompts = ["--prompt", "a", "--prompt", "done", "--prompt", "^", "--prompt", "done"]
+    argv = ["generate", "--model", "m", *prompts, "--output", str(target)]
+    assert main(argv) == 130
+    partial = tmp_path / "out.jsonl.partial"
+    assert [row["index"] for row in json_lines(partial.read_text())] == [1, 3]
+    assert target.read_text() == "before"
+    assert capsys.readouterr().err == f"taco generate: interrupted; 2 of 4 rows were finished and are in {partial}.\n"
+    partial.unlink()
+    assert main(["generate", "--model", "m", *prompts, "--prompt", "term"]) == 143
+    captured = capsys.readouterr()
+    assert [row["prompt"] for row in json_lines(captured.out)] == ["done", "done"]
+    assert "2 of 5 rows were finished and written" in captured.err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert main(["generate", "--model", "m", "--prompt", "^", "--output", str(target)]) == 130
+    assert "no row was finished, and nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_advice_is_that_of_the_command_line(echo: list[EchoLLM], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--model", "m", "--prompt", "a", "--prompt", "bad"]) == 1
+    assert "correct them, or use --on-error return to run the others:\n  row 1: is bad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_a_byte_order_mark_is_no_text(
+    suffix: str,
+    echo: list[EchoLLM],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = '{"prompt": "one"}\n' if suffix == "jsonl" else "one\n"
+    source = tmp_path / f"in.{suffix}"
+    source.write_text(text, encoding="utf-8-sig")
+    assert main(["generate", "--model", "m", "--input", str(source)]) == 0
+    give_input(monkeypatch, "\ufeff" + text)
+    assert main(["generate", "--model", "m", "--input", "-", "--input-format", suffix.replace("txt", "text")]) == 0
+    assert [row["outputs"][0]["text"] for row in json_lines(capsys.readouterr().out)] == ["ONE", "ONE"]
 
 
 def test_a_failed_run_leaves_the_output_as_it_was(echo: list[EchoLLM], tmp_path: Path) -> None:

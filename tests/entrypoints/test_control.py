@@ -599,7 +599,7 @@ def test_a_line_is_logged_from_time_to_time(
     caplog.set_level(logging.INFO, logger="taco.engine.metrics")
     with make(disable_log_stats=False) as llm:
         generate(llm)
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name == "taco.engine.metrics"]
         llm.llm_engine.do_log_stats()
         assert re.search(r"[1-9][\d.]* prompt tokens/s, [1-9][\d.]* generated tokens/s; 0 requests", caplog.text)
     monkeypatch.setenv("VLLM_LOG_STATS_INTERVAL", "1e-9")

@@ -411,6 +411,27 @@ def test_scattered_prompts_with_common_prefixes_run_together(make: Make) -> None
 
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_ctrl_c_does_not_lose_what_was_finished(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=2 + 3 * (i % 2), ignore_eos=True) for i in range(len(PROMPTS))]
+    with make() as llm:
+        expected = tokens(llm.generate(PROMPTS, params, **QUIET))
+        step = llm.llm_engine.step
+
+        def interrupted() -> Any:
+            outputs = step()
+            if outputs:
+                signal.raise_signal(signal.SIGINT)
+            return outputs
+
+        monkeypatch.setattr(llm.llm_engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            llm.generate(PROMPTS, params, **QUIET)
+    finished = caught.value.finished_outputs  # type: ignore[attr-defined]
+    assert 0 < len(finished) < len(PROMPTS)
+    assert all(tokens([output]) == [expected[index]] for index, output in finished.items())
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_leaves_nothing_behind(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     with make() as llm:

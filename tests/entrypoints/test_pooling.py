@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,36 @@ def test_embedding_models_score_by_cosine(tmp_path: Path, make_llm: MakeLLM) -> 
 def test_numbers_of_texts_must_fit(firsts: list[str], seconds: list[str], message: str, bert: LLM) -> None:
     with pytest.raises(TacoValidationError, match=message):
         quiet(bert.score, firsts, seconds)
+
+
+@pytest.mark.parametrize(
+    ("firsts", "seconds", "errors"),
+    [
+        (
+            ["a", "b", "c"],
+            ["d", "", "x " * 400],
+            {1: "second text: .*empty", 2: "second text: .*maximum context length"},
+        ),
+        ("a", ["d", "", "e"], {1: "second text: .*empty"}),
+        (["a", ""], ["", ""], {0: "second text", 1: "first text: .* second text"}),
+        ("", ["a", "b"], {0: "first text", 1: "first text"}),
+    ],
+)
+def test_wrong_texts_of_pairs_are_named_by_pair(
+    firsts: Any, seconds: list[str], errors: dict[int, str], tmp_path: Path, make_llm: MakeLLM
+) -> None:
+    save_model(tmp_path, "bert")
+    llm = make_llm()
+    # Without them an empty text has no tokens.
+    options = {"tokenization_kwargs": {"add_special_tokens": False}}
+    with pytest.raises(BatchValidationError, match=f"^{len(errors)} of {len(seconds)} rows") as caught:
+        quiet(llm.score, firsts, seconds, **options)
+    assert caught.value.errors.keys() == errors.keys()
+    for index, pattern in errors.items():
+        assert re.search(pattern, caught.value.errors[index])
+    with pytest.raises(TacoValidationError, match="^second text: .*empty") as single:
+        quiet(llm.score, "a", "", **options)
+    assert not isinstance(single.value, BatchValidationError)
 
 
 def test_score_template_makes_one_prompt_of_a_pair(tmp_path: Path, make_llm: MakeLLM) -> None:

@@ -35,7 +35,7 @@ def make_config(
             max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         ),
         model_config=SimpleNamespace(
-            fit_max_model_len=fit, torch_dtype=torch.float32, logits_processors=(), max_logprobs=max_logprobs
+            fit_max_model_len=fit, dtype=torch.float32, logits_processors=(), max_logprobs=max_logprobs
         ),
         watermark_config=None,
         device_config=SimpleNamespace(device=device),

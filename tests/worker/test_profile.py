@@ -56,7 +56,7 @@ def make_config(max_num_batched_tokens, max_model_len, max_num_seqs=100):
         scheduler_config=SimpleNamespace(
             max_num_batched_tokens=max_num_batched_tokens, max_model_len=max_model_len, max_num_seqs=max_num_seqs
         ),
-        model_config=SimpleNamespace(torch_dtype=torch.float32, logits_processors=(), max_logprobs=20),
+        model_config=SimpleNamespace(dtype=torch.float32, logits_processors=(), max_logprobs=20),
         watermark_config=None,
     )
 

@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
         outputs = llm.chat(conversations, params, use_tqdm=sys.stderr.isatty())
         seconds = time.perf_counter() - start
         config = llm.llm_engine.model_config
-        dtype = str(config.dtype).removeprefix("torch.")
         device = str(llm.llm_engine.device_config.device)
 
     for question, output in zip(QUESTIONS, outputs, strict=True):
@@ -55,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"\n{num_input} input and {num_output} output tokens in {seconds:.2f} s: "
         f"{num_input / seconds:.0f} input and {num_output / seconds:.0f} output tokens/s "
-        f"({config.served_model_name}, {dtype}, {device}; imports and loading took {load_seconds:.1f} s)"
+        f"({config.served_model_name}, {config.dtype_name}, {device}; imports and loading took {load_seconds:.1f} s)"
     )
     return 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -28,7 +30,9 @@ Row = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("input and output")
     source.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
-    source.add_argument("--input", type=Path, metavar="FILE", help="prompts; standard input if neither is given")
+    source.add_argument(
+        "--input", type=Path, metavar="FILE", help="prompts; standard input for -, or if neither is given"
+    )
     source.add_argument(
         "--input-format",
         choices=("auto", "text", "jsonl"),
@@ -63,25 +67,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate for all rows; the output is written in their order, and to a file only as a whole."""
+    """Generate for all rows; the output is written in their order, and to a file only as a whole.
+
+    Where Ctrl-C, SIGTERM or an error ends it before, the rows that were finished are written: to standard output, or to
+    FILE.partial.
+    """
     rows = read_rows(args)
     fields = {"n": args.n, "guided_decoding": read_constraint(args)}
     sampling_params(args, **fields)
-    use_tqdm = sys.stderr.isatty()
-    with open_output(args.output) as file:
-        with make_llm(args) as llm:
-            params = sampling_params(args, llm.default_sampling_params, **fields)
-            if "messages" in rows[0]:
-                conversations = [row["messages"] for row in rows]
-                outputs = llm.chat(conversations, params, use_tqdm=use_tqdm, on_error=args.on_error)
-            else:
-                prompts = [{key: row[key] for key in INPUT_KEYS if key in row} for row in rows]
-                outputs = llm.generate(prompts, params, use_tqdm=use_tqdm, on_error=args.on_error)
-        write_rows(file, rows, outputs)
+    with open_output(args.output) as output, terminated_as_interrupted() as signals:
+        try:
+            outputs = generate(args, rows, fields)
+        except (TacoError, KeyboardInterrupt) as error:
+            finished = getattr(error, "finished_outputs", {})
+            if finished:
+                write_rows(output.file, rows, finished)
+                output.keep()
+            if isinstance(error, KeyboardInterrupt):
+                print(f"taco generate: interrupted; {describe(finished, rows, output)}.", file=sys.stderr)
+                return 128 + (signals[0] if signals else signal.SIGINT)
+            message = str(error).replace('pass on_error="return"', "use --on-error return")
+            if finished:
+                message += f"\n{describe(finished, rows, output)}."
+            raise TacoError(message) from error
+        write_rows(output.file, rows, dict(enumerate(outputs)))
     num_errors = sum(output.error is not None for output in outputs)
     if num_errors:
         print(f'{num_errors} of {len(rows)} rows failed; their "error" says why.', file=sys.stderr)
     return 1 if num_errors else 0
+
+
+def generate(args: argparse.Namespace, rows: list[Row], fields: dict[str, Any]) -> list[RequestOutput]:
+    """One output a row.
+
+    Args:
+        fields: of the sampling parameters, beside what the flags of all commands say.
+    """
+    use_tqdm = sys.stderr.isatty()
+    with make_llm(args) as llm:
+        params = sampling_params(args, llm.default_sampling_params, **fields)
+        if "messages" in rows[0]:
+            conversations = [row["messages"] for row in rows]
+            return llm.chat(conversations, params, use_tqdm=use_tqdm, on_error=args.on_error)
+        prompts = [{key: row[key] for key in INPUT_KEYS if key in row} for row in rows]
+        return llm.generate(prompts, params, use_tqdm=use_tqdm, on_error=args.on_error)
+
+
+def describe(finished: Mapping[int, RequestOutput], rows: list[Row], output: Output) -> str:
+    """What there is of a run that did not come to its end."""
+    if not finished:
+        return "no row was finished, and nothing was written"
+    place = "written" if output.partial is None else f"are in {output.partial}"
+    return f"{len(finished)} of {len(rows)} rows were finished and {place}"
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[list[int]]:
+    """Within this context SIGTERM does what Ctrl-C does; yields a list that it is then noted in."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_constraint(args: argparse.Namespace) -> GuidedDecodingParams | None:
@@ -112,9 +165,28 @@ def read_text(flag: str, path: Path) -> str:
         raise TacoValidationError(f"{flag}: cannot read {path}: {error}.") from error
 
 
+class Output:
+    """Where results go.
+
+    Args:
+        file: to write to.
+        partial: its path until it is whole; None for one that is written directly.
+    """
+
+    def __init__(self, file: TextIO, partial: Path | None) -> None:
+        self.file = file
+        self.partial = partial
+        self.is_kept = False
+
+    def keep(self) -> None:
+        """What has been written is worth keeping although it is not whole."""
+        self.is_kept = True
+
+
 @contextmanager
-def open_output(path: Path | None) -> Iterator[TextIO]:
-    """The file to write to: standard output for None, else one that gets its name when the block ends without an error.
+def open_output(path: Path | None) -> Iterator[Output]:
+    """The file to write to: standard output for None, else one that gets its name when the block ends without an error
+    and nobody has said that it is not whole.
 
     A device or a pipe, such as /dev/stdout, is written directly: it cannot be replaced by a file.
 
@@ -123,7 +195,7 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         TacoError: the file is complete and could not get its name.
     """
     if path is None:
-        yield sys.stdout
+        yield Output(sys.stdout, None)
         return
     try:
         if path.is_dir():
@@ -135,14 +207,16 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         file = partial.open("w", encoding="utf-8")
     except OSError as error:
         raise TacoValidationError(f"--output: cannot write {path}: {error.strerror}.") from error
+    output = Output(file, None if is_special else partial)
+    is_whole = False
     try:
         with file:
-            yield file
-    except BaseException:
-        if not is_special:
+            yield output
+        is_whole = not output.is_kept
+    finally:
+        if not (is_whole or output.is_kept or is_special):
             partial.unlink(missing_ok=True)
-        raise
-    if not is_special:
+    if is_whole and not is_special:
         try:
             os.replace(partial, path)
         except OSError as error:
@@ -162,12 +236,13 @@ def read_rows(args: argparse.Namespace) -> list[Row]:
         if args.input is not None:
             raise TacoValidationError("Give prompts with --prompt or with --input, not with both.")
         return [{"prompt": prompt} for prompt in args.prompt]
-    if args.input is None:
-        if sys.stdin.isatty():
+    if args.input is None or str(args.input) == "-":
+        if args.input is None and sys.stdin.isatty():
             raise TacoValidationError("There is no prompt: use --prompt TEXT, --input FILE, or a pipe.")
         name, text = "standard input", sys.stdin.read()
     else:
         name, text = str(args.input), read_text("--input", args.input)
+    text = text.removeprefix("\ufeff")  # the byte order mark of files from Windows
     is_jsonl = args.input_format == "jsonl" or (args.input_format == "auto" and name.endswith(".jsonl"))
     # str.splitlines would also split at U+2028 and others, which JSON strings and prompts may contain.
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -183,7 +258,7 @@ def parse_jsonl(name: str, lines: Iterable[tuple[int, str]]) -> list[Row]:
     problems: list[str] = []
     for number, line in lines:
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=_finite, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
             continue
@@ -196,6 +271,10 @@ def parse_jsonl(name: str, lines: Iterable[tuple[int, str]]) -> list[Row]:
             problems.append(f"line {number}: needs exactly one of the keys {', '.join(INPUT_KEYS)}")
         elif reserved := [key for key in OUTPUT_KEYS if key in row]:
             problems.append(f"line {number}: the output would overwrite the keys {', '.join(reserved)}; rename them")
+        elif not isinstance(row.get("prompt", ""), str):
+            problems.append(f"line {number}: prompt is a {type(row['prompt']).__name__} instead of a string")
+        elif wrong := [key for key in INPUT_KEYS[1:] if not isinstance(row.get(key, []), list)]:
+            problems.append(f"line {number}: {wrong[0]} is a {type(row[wrong[0]]).__name__} instead of a list")
         elif rows and ("messages" in row) != ("messages" in rows[0]):
             problems.append(f"line {number}: chat rows (messages) and prompt rows need a file each")
         else:
@@ -206,10 +285,21 @@ def parse_jsonl(name: str, lines: Iterable[tuple[int, str]]) -> list[Row]:
     return rows
 
 
-def write_rows(file: TextIO, rows: list[Row], outputs: list[RequestOutput]) -> None:
-    """One JSON object a line, in the order of the input."""
-    for index, (row, output) in enumerate(zip(rows, outputs, strict=True)):
-        result = result_row(index, row, output)
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is larger than any number of 64 bits")
+    return number
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def write_rows(file: TextIO, rows: list[Row], outputs: Mapping[int, RequestOutput]) -> None:
+    """One JSON object a line for each row that has an output, in the order of the input."""
+    for index, output in sorted(outputs.items()):
+        result = result_row(index, rows[index], output)
         line = json.dumps(result, ensure_ascii=False)
         try:
             line.encode()

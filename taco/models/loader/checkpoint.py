@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from taco.errors import TacoValidationError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Tensors larger than this are read in blocks of rows, so that loading needs little more memory than the weights.
 BLOCK_BYTES = 64 << 20
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class BlockCheckpoint(Checkpoint, Protocol):
     def read_blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """`read`, in pairs of the index of a first row and a block of rows of at most about BLOCK_BYTES."""
         ...
+
+
+def refuse_pointer(file: BinaryIO) -> None:
+    """Raises TacoValidationError for what Git leaves in place of a large file it did not fetch; rewinds the file."""
+    if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+        raise TacoValidationError(f"{file.name} only names the file that Git LFS has; fetch it: git lfs pull.")
+    file.seek(0)
 
 
 @dataclass(frozen=True)

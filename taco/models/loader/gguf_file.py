@@ -18,6 +18,7 @@ from typing import Any
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.models.loader.checkpoint import refuse_pointer
 
 SUPPORTED_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -84,6 +85,7 @@ def read_gguf_header(path: str) -> GGUFHeader:
         UnsupportedFeatureError: a version, byte order or tensor type that cannot be read, or a model split over files.
     """
     with open(path, "rb") as file:
+        refuse_pointer(file)
         size = os.fstat(file.fileno()).st_size
         if size < 24 or file.read(4) != b"GGUF":
             raise TacoValidationError(f"{path} is not a GGUF file: it does not start with the bytes GGUF.")

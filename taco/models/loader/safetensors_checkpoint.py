@@ -14,7 +14,7 @@ from typing import BinaryIO
 import torch
 
 from taco.errors import TacoValidationError
-from taco.models.loader.checkpoint import TensorInfo, read_into, row_blocks
+from taco.models.loader.checkpoint import TensorInfo, read_into, refuse_pointer, row_blocks
 
 # Names that the safetensors format gives to dtypes (https://github.com/huggingface/safetensors, "Format").
 _DTYPES = {
@@ -110,6 +110,7 @@ class SafetensorsCheckpoint:
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, dict], int]:
     """The header, and where the data starts in bytes from the start of the file."""
+    refuse_pointer(file)
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
@@ -163,15 +164,22 @@ class TorchCheckpoint:
         self._tensors = {}
 
 
+_SIGNS_OF_DAMAGE = ("invalid load key", "Unsupported operand", "truncated", "unpickling stack underflow")
+
+
 def _load_state_dict(path: str) -> dict[str, object]:
+    with open(path, "rb") as file:
+        refuse_pointer(file)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise TacoValidationError(
-            f"{path} holds more than tensors, and loading it could run code that is in it; convert it to safetensors."
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise TacoValidationError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
+    except Exception as error:  # damaged pickles end in many ways
+        if isinstance(error, pickle.UnpicklingError) and not any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+            raise TacoValidationError(
+                f"{path} holds more than tensors, and loading it could run code that is in it; convert it to "
+                "safetensors."
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TacoValidationError(f"{path} is truncated or damaged ({reason}); fetch it again.") from error
     if not isinstance(state, dict):
         raise TacoValidationError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors.")
     return state

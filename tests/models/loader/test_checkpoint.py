@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from taco.errors import TacoValidationError
 from taco.models.loader import checkpoint as checkpoint_module
 from taco.models.loader.checkpoint import BlockCheckpoint, Checkpoint, TensorInfo, row_blocks
+from taco.models.loader.gguf_file import read_gguf_header
 from taco.models.loader.opening import open_checkpoint
 from taco.models.loader.source import ModelSource
 
@@ -146,6 +148,22 @@ def test_code_in_a_bin_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(TacoValidationError):
         open_folder(tmp_path)
     assert "code was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x02junk", b"\x80\x02", random.Random(3).randbytes(1000), b"PK\x03\x04" * 9]
+)
+def test_a_damaged_bin_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(TacoValidationError, match=r"pytorch_model\.bin is truncated or damaged \(.+\); fetch it again"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "model.gguf"])
+def test_what_git_left_in_place_of_weights_is_no_damage(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(TacoValidationError, match=rf"{name} only names the file that Git LFS has.*git lfs pull"):
+        open_folder(tmp_path) if name != "model.gguf" else read_gguf_header(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", [{"w": [1, 2]}, [torch.zeros(1)]])
