@@ -7,31 +7,37 @@ import signal
 import threading
 from collections.abc import Iterator
 
+_is_deferring = False  # all of this is of the main thread, in which Python handles signals
+_is_pending = False
+
+
+def interrupt(*signal_and_frame: object) -> None:
+    """Does what Ctrl-C does by default: raises KeyboardInterrupt, unless that is deferred. A handler for signals."""
+    global _is_pending
+    if not _is_deferring or _is_pending:
+        raise KeyboardInterrupt
+    _is_pending = True
+
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
     """Within this context Ctrl-C waits for its end, so that nothing is left half done; a second one comes at once.
 
-    Nothing changes in other threads than the main one, and where the program handles the signal itself.
+    Nothing changes in other threads than the main one, and a handler of the program's own is left alone.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    global _is_deferring, _is_pending
+    if threading.current_thread() is not threading.main_thread() or _is_deferring:
         yield
         return
-    is_pending = False
-
-    def note(signum: int, frame: object) -> None:
-        nonlocal is_pending
-        if is_pending:
-            raise KeyboardInterrupt
-        is_pending = True
-
-    signal.signal(signal.SIGINT, note)
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    _is_deferring, _is_pending = True, False
+    if is_default:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if is_pending:
+        _is_deferring = False
+        if is_default:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _is_pending:
             raise KeyboardInterrupt

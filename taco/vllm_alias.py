@@ -47,6 +47,7 @@ _WATERMARK = {"taco.watermark": "WatermarkConfig"}
 _ENGINE = {"taco.engine.llm_engine": "LLMEngine"}
 _ASYNC_ENGINE = {"taco.engine.async_llm_engine": "AsyncLLMEngine AsyncLLM"}
 _COUNTER = {"taco.entrypoints.batch": "Counter"}
+_RANDOM_SEED = {"taco.entrypoints.vllm_functions": "set_random_seed"}
 _ARGUMENT_PARSER = {"taco.entrypoints.vllm_functions": "FlexibleArgumentParser"}
 _TOKENIZER = {"taco.entrypoints.vllm_functions": "get_tokenizer"}
 _STRUCTURED_OUTPUTS = {"taco.guided.request": "StructuredOutputsConfig"}
@@ -137,6 +138,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.model_executor.layers.quantization": {"taco.config": "QuantizationMethods QUANTIZATION_METHODS"},
     "vllm.model_executor.models": {"taco.entrypoints.vllm_functions": "ModelRegistry"},
     "vllm.model_executor.models.registry": {"taco.entrypoints.vllm_functions": "ModelRegistry _ModelRegistry"},
+    "vllm.model_executor.utils": _RANDOM_SEED,
     "vllm.outputs": {"taco.outputs": _OUTPUTS["taco.outputs"] + " RequestError SamplingMask WeightVersionSpan"},
     "vllm.pooling_params": {"taco.pooling_params": "PoolingParams LateInteractionParams LateChunkingParams"},
     "vllm.prompt_adapter": {},
@@ -164,6 +166,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.utils.argparse_utils": _ARGUMENT_PARSER,
     "vllm.utils.counter": _COUNTER,
     "vllm.utils.network_utils": {"taco.entrypoints.vllm_functions": "get_ip get_open_port"},
+    "vllm.utils.torch_utils": _RANDOM_SEED,
     "vllm.v1": {},
     "vllm.v1.engine": {},
     "vllm.v1.engine.async_llm": {**_ASYNC_ENGINE, "taco.engine.arg_utils": "AsyncEngineArgs"},

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from taco import interrupts
 from taco.interrupts import interrupts_deferred
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
@@ -12,6 +13,21 @@ pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+def test_other_signals_can_interrupt_too() -> None:
+    before = [signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, interrupts.interrupt)]
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+            signal.raise_signal(signal.SIGTERM)
+            interrupt()  # is ignored
+            reached = True
+        assert reached
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
 
 
 def test_an_interrupt_waits_for_the_end() -> None:

@@ -529,6 +529,11 @@ class LLMEngine(EngineControl):
         return None
 
     @property
+    def log_stats(self) -> bool:
+        """Whether metrics are counted."""
+        return self._metrics is not None
+
+    @property
     def stat_loggers(self) -> dict[str, Any]:
         """Empty: `get_metrics` has what loggers would be told."""
         return {}

@@ -6,6 +6,7 @@ import argparse
 import gc
 import logging
 import os
+import random
 import socket
 import sys
 import uuid
@@ -55,6 +56,17 @@ def get_tokenizer(
     )
     add_vocabulary_limits(tokenizer)
     return tokenizer
+
+
+def set_random_seed(seed: int | None) -> None:
+    """Seeds the generators of Python, NumPy and torch, of which taco itself uses none; None leaves them as they are."""
+    if seed is not None:
+        import numpy as np
+        import torch
+
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
 
 
 def resolve_chat_template(

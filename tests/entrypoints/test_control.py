@@ -517,6 +517,7 @@ def by_name(llm: LLM) -> dict[str, Any]:
 
 def test_metrics_count_what_happened(make: Make) -> None:
     with make(disable_log_stats=False, served_model_name="tiny") as llm:
+        assert llm.llm_engine.log_stats
         params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
         llm.generate(PROMPTS, params, **QUIET)
         second = llm.generate(PROMPTS[:2], SamplingParams(n=2, seed=1, max_tokens=7, ignore_eos=True), **QUIET)

@@ -2,16 +2,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import random
 import re
 import socket
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from taco.engine.arg_utils import EngineArgs
 from taco.entrypoints import vllm_functions
-from taco.entrypoints.vllm_functions import FlexibleArgumentParser, ModelRegistry, get_tokenizer, resolve_chat_template
+from taco.entrypoints.vllm_functions import (
+    FlexibleArgumentParser,
+    ModelRegistry,
+    get_tokenizer,
+    resolve_chat_template,
+    set_random_seed,
+)
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.models import registry
 from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer
@@ -114,6 +123,17 @@ def test_loggers_are_the_programs_own() -> None:
 def test_addresses_and_ports_can_be_listened_on() -> None:
     with socket.socket() as listener:
         listener.bind((vllm_functions.get_ip(), vllm_functions.get_open_port()))
+
+
+def test_all_generators_are_seeded() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    set_random_seed(2**40 + 3)
+    first = draw()
+    set_random_seed(2**40 + 3)
+    set_random_seed(None)
+    assert draw() == first != draw()
 
 
 def test_ids_are_random_hexadecimal_digits() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_arguments, make_llm, sampling_params
 from taco.errors import TacoError, TacoValidationError
+from taco.interrupts import interrupt
 
 if TYPE_CHECKING:
     from taco import GuidedDecodingParams, RequestOutput
@@ -126,11 +127,11 @@ def terminated_as_interrupted() -> Iterator[list[int]]:
     """Within this context SIGTERM does what Ctrl-C does; yields a list that it is then noted in."""
     received: list[int] = []
 
-    def interrupt(number: int, frame: object) -> None:
+    def handle(number: int, frame: object) -> None:
         received.append(number)
-        signal.raise_signal(signal.SIGINT)
+        interrupt()
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, handle)
     try:
         yield received
     finally:
