@@ -106,6 +106,10 @@ def test_names_of_dtypes(given: str, dtype: str) -> None:
     assert config.cache_config.kv_cache_dtype == dtype
 
 
+def test_no_seed_is_the_default() -> None:
+    assert create(seed=None).model_config.seed == create().model_config.seed == 0
+
+
 def test_torch_dtype_objects_are_accepted() -> None:
     import torch
 

@@ -353,7 +353,7 @@ def test_no_implemented_field_is_ignored(name: str, loader: FakeSource) -> None:
         ("max_num_seqs", 2.0, "must be an integer"),
         ("max_model_len", -2, "must be an integer of at least 1 .* or 'auto'"),
         ("max_model_len", "4 thousand", "must be an integer"),
-        ("seed", None, "must be an integer"),
+        ("seed", 1.5, "must be an integer"),
         ("seed", 2**64, "must be an integer from"),
         ("gpu_memory_utilization", 0.0, "must be a number above 0 and at most 1"),
         ("gpu_memory_utilization", 1.5, "must be a number above 0 and at most 1"),
