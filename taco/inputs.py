@@ -6,7 +6,7 @@ What needs the tokenizer or the model (length, vocabulary, emptiness) is checked
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
@@ -106,6 +106,11 @@ class ParsedPrompt:
     prompt_text_echo: str | None = None
     text_pair: str | None = None
     token_type_ids: list[int] | None = None
+
+
+def single_prompts(prompts: object) -> Iterator[object] | list[object]:
+    """The single prompts of an argument: an iterator as it is, anything else as `split_prompts` has it."""
+    return prompts if isinstance(prompts, Iterator) else split_prompts(prompts)
 
 
 def split_prompts(prompts: object) -> list[object]:

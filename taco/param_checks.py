@@ -21,7 +21,7 @@ NUM_SHOWN = 5  # offending values in a message
 
 
 class ParameterTypeError(TacoValidationError, TypeError):
-    """A sampling parameter has the wrong type."""
+    """A parameter of a request has the wrong type."""
 
 
 def type_error(name: str, expected: str, value: object) -> ParameterTypeError:

@@ -129,7 +129,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "vllm.logprobs": {"taco.logprobs": "Logprob FlatLogprobs LogprobsOnePosition PromptLogprobs SampleLogprobs"},
     "vllm.lora": {},
     "vllm.lora.request": {"taco.lora_request": "LoRARequest"},
-    "vllm.model_executor": {},
+    "vllm.model_executor": _RANDOM_SEED,
     "vllm.model_executor.guided_decoding": {},
     "vllm.model_executor.guided_decoding.guided_fields": {
         "taco.guided.request": "GuidedDecodingRequest LLMGuidedOptions"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,46 @@ def test_other_errors_pass_and_the_handler_comes_back() -> None:
         raise ValueError("mine")
     with pytest.raises(KeyboardInterrupt):
         interrupt()
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize("call", [1, 2])
+def test_one_that_comes_while_handlers_change_leaves_nothing_behind(
+    call: int, is_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def interrupted(number: int, handler: Any) -> Any:
+        calls.append(handler)
+        if is_before and len(calls) == call:
+            interrupt()
+        before = set_handler(number, handler)
+        if not is_before and len(calls) == call:
+            interrupt()
+        return before
+
+    set_handler = signal.signal
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", interrupted)
+        with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+            pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.interrupt()
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred():
+        interrupt()
+        reached = True
+    assert reached
+
+
+def test_one_that_comes_while_an_exception_is_under_way_can_be_dropped() -> None:
+    with pytest.raises(ValueError, match="mine"):
+        try:
+            raise ValueError("mine")
+        except ValueError:
+            with interrupts_deferred(drops=True):
+                interrupt()
+            raise
 
 
 def test_a_handler_of_the_program_is_left_alone() -> None:

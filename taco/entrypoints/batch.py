@@ -92,8 +92,10 @@ class Batch:
     """Checks rows, feeds the engine, collects outputs.
 
     Args:
-        on_error: "raise" or "return", see `LLM.generate`; None raises in a method whose callers have no choice.
+        on_error: "raise" or "return", see `LLM.generate`.
+        has_choice: the method has the argument `on_error`, which errors then recommend.
         max_unfinished: most sequences in the engine at a time.
+        name_row: the name, for messages, of the row with an index.
     """
 
     def __init__(
@@ -103,15 +105,18 @@ class Batch:
         columns: Columns,
         options: TokenizeOptions,
         *,
-        on_error: str | None,
+        on_error: str,
+        has_choice: bool = True,
         max_unfinished: int | None = None,
+        name_row: Callable[[int], object] = int,
     ) -> None:
         self._engine = engine
         self._request_counter = request_counter
         self._columns = columns
         self._options = options
         self._raises = on_error != "return"
-        self._has_choice = on_error is not None
+        self._name_row = name_row
+        self._has_choice = has_choice
         self._cache = ParamsCache()
         # Sequences (samples, not rows): enough to keep the device busy and to plan ahead; more would only cost memory.
         self._max_unfinished = max_unfinished or 2 * self._engine.scheduler_config.max_num_seqs + 1000
@@ -182,8 +187,8 @@ class Batch:
             for index, prompt, row in self._arranged(rows):
                 if isinstance(row, TacoValidationError) and self._raises:
                     raise TacoValidationError(
-                        f"Row {index} is not valid, and the rows before it were dropped; pass "
-                        f'on_error="return" to keep them: {row}',
+                        f"Row {self._name_row(index)} is not valid, and the rows after it were not run; pass "
+                        f'on_error="return" to run them: {row}',
                         parameter=row.parameter,
                         value=row.value,
                     )
@@ -224,15 +229,16 @@ class Batch:
                         if output.error is not None and self._raises:
                             advice = '; pass on_error="return" to keep them' if self._has_choice else ""
                             raise TacoError(
-                                f"Row {index} failed while it ran, and the unfinished rows were aborted{advice}: "
-                                f"{output.error}"
+                                f"Row {self._name_row(index)} failed while it ran, and the unfinished rows were "
+                                f"aborted{advice}: {output.error}"
                             )
                         outputs[index] = output if transform is None else transform(output)
                         progress.add(output)
                 progress.step()
         except BaseException as error:
-            self._engine.abort_request(list(unfinished))
             error.finished_outputs = outputs  # type: ignore[attr-defined]
+            with interrupts_deferred(drops=True):
+                self._engine.abort_request(list(unfinished))
             raise
         return [outputs[index] for index in range(len(outputs))]
 

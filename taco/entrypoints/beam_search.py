@@ -62,7 +62,8 @@ class BeamSearchMixin:
             columns,
             engine.input_processor.tokenize_options(None),
             False,
-            None,
+            "raise",
+            has_choice=False,
             make_progress=lambda: BeamProgress(use_tqdm, len(rows), params.max_tokens, engine),
             max_unfinished=concurrency_limit,
         )

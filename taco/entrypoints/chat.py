@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ class ConversationMessage(TypedDict, total=False):
 class ChatOptions:
     """How conversations are rendered; the arguments of `LLM.chat` of the same names."""
 
-    chat_template: str | None = None
+    chat_template: str | os.PathLike[str] | None = None
     chat_template_content_format: str = "auto"
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -150,6 +151,7 @@ class ChatRenderer:
             tools = [tool_schema(tool) if callable(tool) else tool for tool in options.tools]
         template = kwargs.pop("chat_template", None)
         given = options.chat_template or template
+        given = os.fspath(given) if isinstance(given, os.PathLike) else given
         found = _find_template(tokenizer, given or default_template, tools)
         # What is no name of a template of the tokenizer comes back as it was.
         self._template = read_chat_template(found) if given and found == given else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
@@ -41,8 +41,8 @@ def positional_is_deprecated(num_positional: int) -> Callable[[Callable[P, R]], 
     return decorate
 
 
-def single_prompts(prompts: Any, prompt_token_ids: Any, *, warns: bool) -> Iterator[object] | list[object]:
-    """The prompts of a call: those of `prompts`, or what the deprecated `prompt_token_ids` stands for.
+def merge_legacy_prompts(prompts: Any, prompt_token_ids: Any, *, warns: bool) -> Any:
+    """`prompts`, or what the deprecated `prompt_token_ids` stands for.
 
     Args:
         warns: `prompt_token_ids` makes a DeprecationWarning, which names the line that called the caller.
@@ -50,7 +50,7 @@ def single_prompts(prompts: Any, prompt_token_ids: Any, *, warns: bool) -> Itera
     if prompt_token_ids is None:
         if prompts is None:
             raise TacoValidationError("Either prompts or prompt_token_ids must be provided.", parameter="prompts")
-        return prompts if isinstance(prompts, Iterator) else split_prompts(prompts)
+        return prompts
     if warns:
         warnings.warn(
             "The keyword argument prompt_token_ids is deprecated; pass token ids as prompts.",

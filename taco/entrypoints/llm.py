@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 from taco.config import ModelConfig
+from taco.constraint_params import StructuredOutputsParams
 from taco.engine.arg_utils import EngineArgs
 from taco.engine.input_processor import TokenizeOptions
 from taco.engine.llm_engine import LLMEngine
@@ -20,7 +21,7 @@ from taco.entrypoints.batch import Batch, Columns, Counter
 from taco.entrypoints.beam_search import BeamSearchMixin
 from taco.entrypoints.chat import ChatOptions, ChatRenderer, split_conversations
 from taco.entrypoints.control import ControlMixin
-from taco.entrypoints.legacy import positional_is_deprecated, refuse_adapters, single_prompts, with_guided_options
+from taco.entrypoints.legacy import merge_legacy_prompts, positional_is_deprecated, refuse_adapters, with_guided_options
 from taco.entrypoints.pooling import PoolingMixin, task_advice
 from taco.entrypoints.progress import Progress
 from taco.errors import (
@@ -32,9 +33,10 @@ from taco.errors import (
     unknown_arguments,
 )
 from taco.guided.request import with_constraint
+from taco.inputs import single_prompts, split_prompts
 from taco.interrupts import interrupts_deferred
 from taco.outputs import RequestOutput
-from taco.sampling_params import SamplingParams, StructuredOutputsParams
+from taco.sampling_params import SamplingParams
 from taco.tool_calls import tool_choice_schema
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         quantization: str | None = None,
         revision: str | None = None,
         tokenizer_revision: str | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         gpu_memory_utilization: float = 0.9,
         swap_space: float | None = None,
         cpu_offload_gb: float = 0,
@@ -196,11 +198,11 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             TacoError: a row failed while it ran; the others were aborted.
             EngineDeadError: the LLM was closed.
 
-            What is raised while rows run, KeyboardInterrupt for Ctrl-C among them, has the outputs of those that were
-            finished: `finished_outputs`, a dict by row.
+            What is raised while rows run, KeyboardInterrupt for Ctrl-C among them, has an attribute `finished_outputs`:
+            a dict by row of the outputs that were finished.
         """
         engine = self._generating_engine("generate")
-        rows = single_prompts(prompts, prompt_token_ids, warns=self.DEPRECATE_LEGACY)
+        rows = single_prompts(merge_legacy_prompts(prompts, prompt_token_ids, warns=self.DEPRECATE_LEGACY))
         refuse_adapters(prompt_adapter_request, mm_processor_kwargs)
         columns = self._columns(sampling_params, lora_request, priority)
         if guided_options_request is not None:
@@ -261,9 +263,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
             As `generate`.
         """
         engine = self._generating_engine("chat")
-        if isinstance(chat_template, os.PathLike):
-            chat_template = os.fspath(chat_template)
-        if chat_template is not None and not isinstance(chat_template, str):
+        if chat_template is not None and not isinstance(chat_template, (str, os.PathLike)):
             if priority is not None:
                 raise TacoValidationError("chat_template must be a string.", parameter="chat_template")
             chat_template, priority = None, chat_template
@@ -313,7 +313,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         """
         engine = self._generating_engine("enqueue")
         refuse_adapters(None, mm_processor_kwargs)
-        rows = list(single_prompts(prompts, None, warns=False))
+        rows = split_prompts(prompts)
         return self._enqueue(
             rows,
             len(rows),
@@ -328,7 +328,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: Any = None,
         priority: int | Sequence[int] | None = None,
-        chat_template: str | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -392,13 +392,16 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                 with Progress(use_tqdm, total, counts_samples=counts_samples) as progress:
                     while engine.has_unfinished_requests():
                         with interrupts_deferred():
-                            finished = engine.step()
-                        for output in finished:
-                            outputs[output.request_id] = output
-                            progress.add(output)
+                            for output in engine.step():
+                                outputs[output.request_id] = output
+                                progress.add(output)
                         progress.step()
-            except BaseException:
-                engine.abort_request(enqueued)
+            except BaseException as error:
+                error.finished_outputs = {  # type: ignore[attr-defined]
+                    index: outputs[name] for index, name in enumerate(enqueued) if name in outputs
+                }
+                with interrupts_deferred(drops=True):
+                    engine.abort_request(enqueued)
                 raise
         for output in outputs.values():
             if output_type is not None and not isinstance(output, output_type):
@@ -509,7 +512,7 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
     ) -> list[str]:
         columns.check_lengths(num_rows)
         with self._lock:
-            batch = Batch(self.llm_engine, self.request_counter, columns, options, on_error=None)
+            batch = Batch(self.llm_engine, self.request_counter, columns, options, on_error="raise", has_choice=False)
             request_ids = batch.enqueue(batch.prepare_all(prompts, num_rows), num_rows)
             self._enqueued += request_ids
         return request_ids
@@ -541,23 +544,25 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
         columns: Columns,
         options: TokenizeOptions,
         use_tqdm: bool | Callable[..., Any],
-        on_error: str | None,
+        on_error: str,
         num_rows: int | None = None,
         *,
+        has_choice: bool = True,
         make_progress: Callable[[], Progress] | None = None,
         max_unfinished: int | None = None,
         transform: Callable[[Any], Any] | None = None,
+        name_row: Callable[[int], object] = int,
     ) -> list[Any]:
         """Checks and runs rows; prompts that are errors already are bad rows.
 
         Args:
-            on_error: see `Batch`.
+            on_error, has_choice, name_row: see `Batch`.
             num_rows: number of prompts; None if they are a list, or an iterator whose length is not known.
             make_progress: makes the progress bar, instead of the usual one.
             max_unfinished: most sequences in the engine at a time.
             transform: what to return of each output, instead of the output itself.
         """
-        if on_error not in ("raise", "return", None):
+        if on_error not in ("raise", "return"):
             raise TacoValidationError(
                 f'on_error must be "raise" or "return", got {on_error!r}.', parameter="on_error", value=on_error
             )
@@ -577,6 +582,8 @@ class LLM(BeamSearchMixin, PoolingMixin, ControlMixin):
                 columns,
                 options,
                 on_error=on_error,
+                has_choice=has_choice,
+                name_row=name_row,
                 max_unfinished=max_unfinished,
             )
             if num_rows is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -11,8 +12,9 @@ from taco.config import ModelConfig, PoolerSettings
 from taco.engine.pooling_config import possible_tasks
 from taco.engine.pooling_input import TextPair
 from taco.entrypoints.chat import ChatOptions, ChatRenderer
-from taco.entrypoints.legacy import refuse_adapters, single_prompts
+from taco.entrypoints.legacy import merge_legacy_prompts, refuse_adapters
 from taco.errors import BatchValidationError, TacoValidationError, UnsupportedFeatureError
+from taco.inputs import single_prompts
 from taco.models.registry import find_architecture
 from taco.outputs import (
     ClassificationRequestOutput,
@@ -91,7 +93,7 @@ class PoolingMixin:
             TacoValidationError: the model does not pool, or other arguments are wrong.
         """
         self._pooler_settings("encode")
-        rows = single_prompts(prompts, prompt_token_ids, warns=_llm(self).DEPRECATE_LEGACY)
+        rows = single_prompts(merge_legacy_prompts(prompts, prompt_token_ids, warns=_llm(self).DEPRECATE_LEGACY))
         refuse_adapters(prompt_adapter_request)
         return self._pool(
             rows,
@@ -253,7 +255,7 @@ class PoolingMixin:
         prompt_adapter_request: Any = None,
         pooling_params: PoolingParams | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
-        chat_template: str | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         on_error: str = "raise",
     ) -> list[ScoringRequestOutput]:
         """Says how well texts go together: by a model for pairs (cross-encoder), or by the cosine of their embeddings.
@@ -262,8 +264,8 @@ class PoolingMixin:
             data_1: a text or a list of texts (a text may be a dict with `prompt` or `prompt_token_ids`).
             data_2: likewise; the numbers of texts must be 1 and 1, 1 and N, or N and N.
             truncate_prompt_tokens: most tokens of a pair (of each text, where they are embedded one by one).
-            chat_template: Jinja text that makes one prompt of the messages "query" and "document", for decoders that
-                were trained so; None lets the tokenizer join the texts.
+            chat_template: Jinja text, or a file of it, that makes one prompt of the messages "query" and "document",
+                for decoders that were trained so; None lets the tokenizer join the texts.
             use_tqdm, lora_request, prompt_adapter_request, pooling_params, tokenization_kwargs, on_error: see `encode`.
 
         Returns:
@@ -290,10 +292,7 @@ class PoolingMixin:
                     parameter="chat_template",
                 )
             params = _with_task(pooling_params, "embed")
-            try:
-                found = self._pool([*texts_1, *texts_2], params, use_tqdm, lora_request, options, on_error)
-            except BatchValidationError as error:
-                raise _by_pair(error, len(texts_1), len(texts_2)) from None
+            found = self._pool_texts(texts_1, texts_2, params, use_tqdm, lora_request, options, on_error)
             firsts, seconds = found[: len(texts_1)], found[len(texts_1) :]
             firsts = firsts * (len(seconds) // len(firsts))
             separator = getattr(_llm(self).llm_engine.input_processor.tokenizer, "pad_token_id", None)
@@ -314,6 +313,22 @@ class PoolingMixin:
 
     # Parts
 
+    def _pool_texts(
+        self, firsts: list[object], seconds: list[object], params: Any, use_tqdm: Progress, *options: Any
+    ) -> list[Any]:
+        """`_pool` for the texts of pairs, one by one; errors name pairs."""
+
+        def name_row(index: int) -> str:
+            return f"{index} (first text)" if index < len(firsts) else f"{index - len(firsts)} (second text)"
+
+        try:
+            return self._pool([*firsts, *seconds], params, use_tqdm, *options, name_row=name_row)
+        except BatchValidationError as error:
+            raise _by_pair(error, len(firsts), len(seconds)) from None
+        except BaseException as error:
+            vars(error).pop("finished_outputs", None)  # they are of texts
+            raise
+
     def _pool(
         self,
         rows: Iterable[object],
@@ -325,6 +340,7 @@ class PoolingMixin:
         *,
         priority: int | Sequence[int] | None = None,
         transform: Callable[[Any], Any] | None = None,
+        name_row: Callable[[int], object] = int,
     ) -> list[Any]:
         llm = _llm(self)
         if isinstance(rows, list) and not rows and llm.llm_engine.config.behaviour.pooling_needs_prompts:
@@ -336,6 +352,7 @@ class PoolingMixin:
             use_tqdm,
             on_error,
             transform=transform,
+            name_row=name_row,
         )
 
     def _pooler_settings(self, method: str) -> PoolerSettings:
@@ -388,7 +405,9 @@ class PoolingMixin:
         except TacoValidationError as error:
             return error
 
-    def _rendered(self, pairs: Sequence[TextPair | TacoValidationError], chat_template: str) -> list[object]:
+    def _rendered(
+        self, pairs: Sequence[TextPair | TacoValidationError], chat_template: str | os.PathLike[str]
+    ) -> list[object]:
         """The prompt of each pair, or what is wrong with it."""
         options = ChatOptions(chat_template, add_generation_prompt=False)
         renderer = ChatRenderer(_llm(self).get_tokenizer(), options, _llm(self).llm_engine.config.behaviour)
@@ -434,7 +453,7 @@ def _llm(mixin: PoolingMixin) -> LLM:
 def _rows(prompts: Any, prompt_adapter_request: object) -> Iterable[object]:
     """Single prompts: a list, or the iterator that was passed."""
     refuse_adapters(prompt_adapter_request)
-    return single_prompts(prompts, None, warns=False)
+    return single_prompts(prompts)
 
 
 def _by_pair(error: BatchValidationError, num_firsts: int, num_pairs: int) -> TacoValidationError:
@@ -544,7 +563,8 @@ def _cosine(
     first: PoolingRequestOutput[PoolingOutput], second: PoolingRequestOutput[PoolingOutput], separator: int | None
 ) -> ScoringRequestOutput:
     """The score of two embeddings; its tokens are those of both texts, with the padding token between them."""
-    error = first.error if first.error is not None else second.error
+    named = (("first text", first.error), ("second text", second.error))
+    error = " ".join(f"{name}: {error}" for name, error in named if error is not None) or None
     output: Any = None
     if error is None:
         a, b = first.outputs.data, second.outputs.data

@@ -10,10 +10,11 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from taco.kernels.dispatch import op
 from taco.kernels.metadata import AttentionMetadata
+from taco.kernels.sdpa_backends import only
 
 MAX_DENSE_LENGTH = 1024  # tokens of a row whose scores are all made at once
 SCORE_BYTES = 1 << 20  # scores made at a time in bfloat16, where a single row does not need more
@@ -68,7 +69,7 @@ def encoder_attention_runs(
     A batch that is sorted by length has few such runs. The result of a row does not depend on the others.
     """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    with sdpa_kernel(BACKENDS) if query.is_cuda else nullcontext():
+    with only(BACKENDS) if query.is_cuda else nullcontext():
         for start, count, length in _runs(meta):
             stop = start + count * length
             # [count, length, num_heads, head_dim], views

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from taco.kernels.attention import paged_attention, write_kv
 from taco.kernels.cpu_attention import Slices, cut_queries
 from taco.kernels.metadata import AttentionMetadata
+from taco.kernels.sdpa_backends import only
 
 QUERY_SLICE = 512  # queries of a slice at most
 GATHER_BYTES = 128 << 20  # keys gathered at a time, where one slice alone does not need more; values take as much again
@@ -62,7 +63,7 @@ def paged_attention_sdpa(
     if groups is None:
         groups = meta.cache[key] = list(_make_groups(meta, query, key_cache, sliding_window))
     out = torch.empty_like(query)
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+    with only([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         for group in groups:
             group.attend(out, query, key_cache, value_cache, scale)
     return out

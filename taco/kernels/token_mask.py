@@ -80,7 +80,9 @@ def _apply_token_mask_triton(logits: torch.Tensor, masks: torch.Tensor, position
             from taco.kernels.triton import token_mask
 
             token_mask.apply_token_mask(logits, masks, positions)
-        except Exception as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what has broken the device, the next operation says again
             triton.give_up(error)
             return NotImplemented
 

@@ -13,7 +13,7 @@ def read_chat_template(template: str | None) -> str | None:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # text that is no UTF-8, and names with a null in them, are ValueErrors
         raise TacoValidationError(
             f"chat_template={template!r}: no Jinja template (it has no brace), and no file that can be read ({error})",
             parameter="chat_template",

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -445,7 +446,64 @@ def test_what_was_finished_before_an_interruption_is_written(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert main(["generate", "--model", "m", "--prompt", "^", "--output", str(target)]) == 130
     assert "no row was finished, and nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [target] and target.read_text() == "before"
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["close", "write"])
+def test_an_interruption_at_the_end_loses_nothing(
+    place: str, number: int, echo: list[EchoLLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            signal.raise_signal(number)
+            return function(*args)
+
+        return call
+
+    if place == "close":
+        monkeypatch.setattr(EchoLLM, "__exit__", interrupted(EchoLLM.__exit__))
+    else:
+        monkeypatch.setattr(generate, "write_rows", interrupted(generate.write_rows))
+    target = tmp_path / "out.jsonl"
+    argv = ["generate", "--model", "m", "--prompt", "a", "--prompt", "b", "--output", str(target)]
+    assert main(argv) == 128 + number
+    assert [row["outputs"][0]["text"] for row in json_lines(target.read_text())] == ["A", "B"]
     assert list(tmp_path.iterdir()) == [target]
+    for llm in echo:
+        llm.closed = True
+
+
+def test_any_error_leaves_what_was_finished_and_the_next_run_does_not_take_it(
+    echo: list[EchoLLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        error = RuntimeError("CUDA error")
+        error.finished_outputs = {1: request_output("1", "B")}  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(EchoLLM, "generate", fail)
+    target, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    argv = ["generate", "--model", "m", "--prompt", "a", "--prompt", "b", "--output", str(target)]
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        main(argv)
+    assert f"1 of 2 rows were finished and are in {partial}" in capsys.readouterr().err
+    kept = partial.read_text()
+    assert [row["index"] for row in json_lines(kept)] == [1]
+    assert main(argv) == 1
+    assert "has what an earlier run had finished; move it away or delete it" in capsys.readouterr().err
+    assert len(echo) == 1 and partial.read_text() == kept
+
+
+def test_generate_runs_in_other_threads(echo: list[EchoLLM]) -> None:
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(main, ["generate", "--model", "m", "--prompt", "a"]).result() == 0
+
+
+def test_the_package_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "taco", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"taco {taco.__version__}\n"
 
 
 def test_advice_is_that_of_the_command_line(echo: list[EchoLLM], capsys: pytest.CaptureFixture[str]) -> None:

@@ -424,11 +424,38 @@ def test_ctrl_c_does_not_lose_what_was_finished(make: Make, monkeypatch: pytest.
             return outputs
 
         monkeypatch.setattr(llm.llm_engine, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt) as caught:
-            llm.generate(PROMPTS, params, **QUIET)
-    finished = caught.value.finished_outputs  # type: ignore[attr-defined]
-    assert 0 < len(finished) < len(PROMPTS)
-    assert all(tokens([output]) == [expected[index]] for index, output in finished.items())
+        for call in (
+            lambda: llm.generate(PROMPTS, params, **QUIET),
+            lambda: (llm.enqueue(PROMPTS, params), llm.wait_for_completion(**QUIET)),
+        ):
+            with pytest.raises(KeyboardInterrupt) as caught:
+                call()
+            finished = caught.value.finished_outputs  # type: ignore[attr-defined]
+            assert 0 < len(finished) < len(PROMPTS)
+            assert all(tokens([output]) == [expected[index]] for index, output in finished.items())
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_a_second_ctrl_c_leaves_nothing_behind_either(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    with make() as llm:
+        expected = tokens(llm.generate(PROMPTS, params, **QUIET))
+        engine = llm.llm_engine
+
+        def interrupted(function: Any) -> Any:
+            def call(*args: Any) -> Any:
+                signal.raise_signal(signal.SIGINT)
+                return function(*args)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "step", interrupted(engine.step))
+            patch.setattr(engine, "abort_request", interrupted(engine.abort_request))
+            with pytest.raises(KeyboardInterrupt) as caught:
+                llm.generate(PROMPTS, params, **QUIET)
+        assert caught.value.finished_outputs == {}  # type: ignore[attr-defined]
+        assert tokens(llm.generate(PROMPTS, params, **QUIET)) == expected
 
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")

@@ -657,7 +657,9 @@ def test_chat_renders_one_conversation_or_many(llm: LLM) -> None:
     assert output.prompt_token_ids.count(0) == 1  # the template's start token alone
     [output] = llm.chat([user], chat_template="{{ messages[0].content }}", **QUIET)
     assert 0 not in output.prompt_token_ids
-    [output] = llm.chat([user], chat_template="{{ messages[0].content }}", tokenization_kwargs={"add_special_tokens": True}, **QUIET)
+    [output] = llm.chat(
+        [user], chat_template="{{ messages[0].content }}", tokenization_kwargs={"add_special_tokens": True}, **QUIET
+    )
     assert output.prompt_token_ids[0] == 0
     assert len(llm.chat([[user], [user, user]], **QUIET)) == 2
     assert len(llm.chat(iter([[user]] * 3), **QUIET)) == 3

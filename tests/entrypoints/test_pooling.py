@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from taco import LLM, PoolingParams
 from taco.compat import V0_33
-from taco.errors import BatchValidationError, TacoValidationError, UnsupportedFeatureError
+from taco.errors import BatchValidationError, TacoError, TacoValidationError, UnsupportedFeatureError
 from taco.pooling_params import PoolerConfig
 from tests.tiny_pooling_models import (
     ENCODERS,
@@ -511,6 +511,12 @@ def test_a_result_that_is_not_finite_is_an_error_of_its_row(tmp_path: Path, make
     outputs = quiet(make_llm().embed, [[3, 4], [3, 5], [4, 3]], on_error="return")
     assert [output.error is None for output in outputs] == [True, False, True]
     assert "not finite" in outputs[1].error
+    firsts, seconds = ([{"prompt_token_ids": ids} for ids in part] for part in ([[3], [5]], [[3], [5, 4]]))
+    error = quiet(make_llm().score, firsts, seconds, on_error="return")[1].error
+    assert re.fullmatch("first text: .*not finite.* second text: .*not finite.*", error)
+    with pytest.raises(TacoError, match=r"Row 1 \((first|second) text\) failed while it ran") as caught:
+        quiet(make_llm().score, firsts, seconds)
+    assert not hasattr(caught.value, "finished_outputs")
 
 
 def test_numpy_is_the_same_numbers_in_one_array(bert: LLM) -> None:

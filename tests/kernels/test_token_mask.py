@@ -270,7 +270,7 @@ def test_where_triton_cannot_start_a_kernel_others_stand_in(
 
     monkeypatch.setitem(sys.modules, "taco.kernels.triton.token_mask", SimpleNamespace(apply_token_mask=fail))
     monkeypatch.setattr(triton, "token_mask", sys.modules["taco.kernels.triton.token_mask"], raising=False)
-    monkeypatch.setattr(triton, "_failures", [])
+    monkeypatch.setattr(triton, "_has_failed", False)
     monkeypatch.setattr(triton, "installed", lambda: True)
     monkeypatch.setattr(triton, "usable", USABLE)
     logits, masks, positions = random_logits(4, 70, seed=1), random_masks(3, 70, "mixed", seed=1), torch.arange(3)

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from taco.entrypoints.cli.common import add_engine_arguments, add_sampling_arguments, make_llm, sampling_params
 from taco.errors import TacoError, TacoValidationError
-from taco.interrupts import interrupt
+from taco.interrupts import interrupt, interrupts_deferred
 
 if TYPE_CHECKING:
-    from taco import GuidedDecodingParams, RequestOutput
+    from taco import LLM, GuidedDecodingParams, RequestOutput
 
 HELP = "generate text for many prompts and write it as JSON lines (with the demo model unless --model is given)"
 
@@ -78,54 +79,53 @@ def run(args: argparse.Namespace) -> int:
     sampling_params(args, **fields)
     with open_output(args.output) as output, terminated_as_interrupted() as signals:
         try:
-            outputs = generate(args, rows, fields)
-        except (TacoError, KeyboardInterrupt) as error:
-            finished = getattr(error, "finished_outputs", {})
-            if finished:
-                write_rows(output.file, rows, finished)
-                output.keep()
-            if isinstance(error, KeyboardInterrupt):
-                print(f"taco generate: interrupted; {describe(finished, rows, output)}.", file=sys.stderr)
-                return 128 + (signals[0] if signals else signal.SIGINT)
+            with make_llm(args) as llm:
+                try:
+                    outputs = dict(enumerate(generate(llm, args, rows, fields)))
+                except (Exception, KeyboardInterrupt) as error:
+                    with interrupts_deferred(drops=True):
+                        output.write(rows, getattr(error, "finished_outputs", {}))
+                    raise
+                with interrupts_deferred():
+                    output.write(rows, outputs)
+                    output.finish()
+        except KeyboardInterrupt:
+            print(f"taco generate: interrupted; {output.describe(rows)}.", file=sys.stderr)
+            return 128 + (signals[0] if signals else signal.SIGINT)
+        except TacoError as error:
             message = str(error).replace('pass on_error="return"', "use --on-error return")
-            if finished:
-                message += f"\n{describe(finished, rows, output)}."
-            raise TacoError(message) from error
-        write_rows(output.file, rows, dict(enumerate(outputs)))
-    num_errors = sum(output.error is not None for output in outputs)
+            raise TacoError(f"{message}\n{output.describe(rows)}." if output.num_rows else message) from error
+        except Exception:
+            print(f"taco generate: {output.describe(rows)}.", file=sys.stderr)
+            raise
+    num_errors = sum(output.error is not None for output in outputs.values())
     if num_errors:
         print(f'{num_errors} of {len(rows)} rows failed; their "error" says why.', file=sys.stderr)
     return 1 if num_errors else 0
 
 
-def generate(args: argparse.Namespace, rows: list[Row], fields: dict[str, Any]) -> list[RequestOutput]:
+def generate(llm: LLM, args: argparse.Namespace, rows: list[Row], fields: dict[str, Any]) -> list[RequestOutput]:
     """One output a row.
 
     Args:
         fields: of the sampling parameters, beside what the flags of all commands say.
     """
     use_tqdm = sys.stderr.isatty()
-    with make_llm(args) as llm:
-        params = sampling_params(args, llm.default_sampling_params, **fields)
-        if "messages" in rows[0]:
-            conversations = [row["messages"] for row in rows]
-            return llm.chat(conversations, params, use_tqdm=use_tqdm, on_error=args.on_error)
-        prompts = [{key: row[key] for key in INPUT_KEYS if key in row} for row in rows]
-        return llm.generate(prompts, params, use_tqdm=use_tqdm, on_error=args.on_error)
-
-
-def describe(finished: Mapping[int, RequestOutput], rows: list[Row], output: Output) -> str:
-    """What there is of a run that did not come to its end."""
-    if not finished:
-        return "no row was finished, and nothing was written"
-    place = "written" if output.partial is None else f"are in {output.partial}"
-    return f"{len(finished)} of {len(rows)} rows were finished and {place}"
+    params = sampling_params(args, llm.default_sampling_params, **fields)
+    if "messages" in rows[0]:
+        conversations = [row["messages"] for row in rows]
+        return llm.chat(conversations, params, use_tqdm=use_tqdm, on_error=args.on_error)
+    prompts = [{key: row[key] for key in INPUT_KEYS if key in row} for row in rows]
+    return llm.generate(prompts, params, use_tqdm=use_tqdm, on_error=args.on_error)
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[list[int]]:
     """Within this context SIGTERM does what Ctrl-C does; yields a list that it is then noted in."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def handle(number: int, frame: object) -> None:
         received.append(number)
@@ -171,32 +171,58 @@ class Output:
 
     Args:
         file: to write to.
-        partial: its path until it is whole; None for one that is written directly.
+        partial: its path as long as not all rows are there; None for one that is written directly.
+        path: its path from then on.
+
+    Attributes:
+        num_rows: how many have been written.
+        is_finished: all of them have, and the file has its name.
     """
 
-    def __init__(self, file: TextIO, partial: Path | None) -> None:
-        self.file = file
-        self.partial = partial
-        self.is_kept = False
+    def __init__(self, file: TextIO, partial: Path | None = None, path: Path | None = None) -> None:
+        self.file, self.partial, self.path = file, partial, path
+        self.num_rows = 0
+        self.is_finished = False
 
-    def keep(self) -> None:
-        """What has been written is worth keeping although it is not whole."""
-        self.is_kept = True
+    def write(self, rows: list[Row], outputs: Mapping[int, RequestOutput]) -> None:
+        """Adds the rows that have an output, in their order."""
+        write_rows(self.file, rows, outputs)
+        self.num_rows += len(outputs)
+
+    def finish(self) -> None:
+        """Gives the file its name.
+
+        Raises:
+            TacoError: it cannot have that.
+        """
+        self.file.flush()
+        if self.partial is not None and self.path is not None:
+            try:
+                os.replace(self.partial, self.path)
+            except OSError as error:
+                raise TacoError(f"--output: {self.partial} cannot become {self.path}: {error.strerror}.") from error
+        self.is_finished = True
+
+    def describe(self, rows: list[Row]) -> str:
+        """What there is of a run that did not come to its end."""
+        if not self.num_rows:
+            return "no row was finished, and nothing was written"
+        place = "written" if self.partial is None else f"are in {self.path if self.is_finished else self.partial}"
+        return f"{self.num_rows} of {len(rows)} rows were finished and {place}"
 
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[Output]:
-    """The file to write to: standard output for None, else one that gets its name when the block ends without an error
-    and nobody has said that it is not whole.
+    """The file to write to: standard output for None, else one that gets its name when it is finished.
 
-    A device or a pipe, such as /dev/stdout, is written directly: it cannot be replaced by a file.
+    One that is not finished keeps the name FILE.partial, if there is anything in it. A device or a pipe, such as
+    /dev/stdout, is written directly: it cannot be replaced by a file.
 
     Raises:
         TacoValidationError: nothing can be written there.
-        TacoError: the file is complete and could not get its name.
     """
     if path is None:
-        yield Output(sys.stdout, None)
+        yield Output(sys.stdout)
         return
     try:
         if path.is_dir():
@@ -204,26 +230,21 @@ def open_output(path: Path | None) -> Iterator[Output]:
         if not path.parent.is_dir():
             raise TacoValidationError(f"--output: there is no folder {path.parent}.")
         is_special = path.exists() and not path.is_file()
-        partial = path if is_special else path.with_name(path.name + ".partial")
-        file = partial.open("w", encoding="utf-8")
+        partial = path.with_name(path.name + ".partial")
+        if not is_special and partial.exists() and partial.stat().st_size:
+            raise TacoValidationError(
+                f"--output: {partial} has what an earlier run had finished; move it away or delete it."
+            )
+        file = (path if is_special else partial).open("w", encoding="utf-8")
     except OSError as error:
         raise TacoValidationError(f"--output: cannot write {path}: {error.strerror}.") from error
-    output = Output(file, None if is_special else partial)
-    is_whole = False
+    output = Output(file) if is_special else Output(file, partial, path)
     try:
         with file:
             yield output
-        is_whole = not output.is_kept
     finally:
-        if not (is_whole or output.is_kept or is_special):
+        if not (is_special or output.is_finished or output.num_rows):
             partial.unlink(missing_ok=True)
-    if is_whole and not is_special:
-        try:
-            os.replace(partial, path)
-        except OSError as error:
-            raise TacoError(
-                f"--output: the results are in {partial}, which cannot become {path}: {error.strerror}."
-            ) from error
 
 
 def read_rows(args: argparse.Namespace) -> list[Row]:

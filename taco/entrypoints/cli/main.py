@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; None takes it from `sys.argv`.
 
     Returns:
-        The exit status: 0, 1 after an error that was reported, 130 after Ctrl-C.
+        The exit status: 0, 1 after an error that was reported, 130 after Ctrl-C, 143 after SIGTERM in `generate`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser, commands = build_parsers(arguments[0] if arguments else None)

@@ -14,7 +14,7 @@ import logging
 
 logger = logging.getLogger(__name__)
 
-_failures: list[Exception] = []
+_has_failed = False
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def installed() -> bool:
 
 def usable() -> bool:
     """Whether there is a Triton, and none of its kernels has failed to start."""
-    return installed() and not _failures
+    return installed() and not _has_failed
 
 
 def give_up(error: Exception) -> None:
@@ -34,10 +34,11 @@ def give_up(error: Exception) -> None:
     Triton compiles a part of each kernel for the host when it is first used, which takes a C compiler and the headers
     of Python, and not every machine has them.
     """
-    _failures.append(error)
+    global _has_failed
+    _has_failed = True
     logger.warning(
-        "Triton cannot start kernels here, so slower ones stand in for them: %s: %s. It needs a C compiler (gcc or "
-        "clang) and the headers of Python (Python.h), and a home or TRITON_CACHE_DIR that can be written.",
+        "Triton cannot start kernels here, so slower ones stand in for them. It needs a C compiler (gcc or clang), the "
+        "headers of Python (Python.h), and a home or TRITON_CACHE_DIR that can be written. What it said: %s: %s",
         type(error).__name__,
         str(error).strip()[:300],
     )

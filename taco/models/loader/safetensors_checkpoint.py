@@ -164,7 +164,7 @@ class TorchCheckpoint:
         self._tensors = {}
 
 
-_SIGNS_OF_DAMAGE = ("invalid load key", "Unsupported operand", "truncated", "unpickling stack underflow")
+_SIGNS_OF_DAMAGE = ("invalid load key", "truncated", "unpickling stack underflow")
 
 
 def _load_state_dict(path: str) -> dict[str, object]:
@@ -173,13 +173,19 @@ def _load_state_dict(path: str) -> dict[str, object]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged pickles end in many ways
-        if isinstance(error, pickle.UnpicklingError) and not any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
-            raise TacoValidationError(
-                f"{path} holds more than tensors, and loading it could run code that is in it; convert it to "
-                "safetensors."
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TacoValidationError(f"{path} is truncated or damaged ({reason}); fetch it again.") from error
+        text = str(error)
+        if isinstance(error, MemoryError) or "allocate memory" in text:
+            raise
+        # torch puts advice to load whatever it may be before the reason.
+        reason = (text.rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__).splitlines()[0]
+        reason = reason.partition(". ")[0].rstrip(".")
+        if "Unsupported operand" in reason:
+            problem = "is damaged, or pickled in a way that cannot be read safely", "fetch it again, or convert it"
+        elif isinstance(error, pickle.UnpicklingError) and not any(sign in text for sign in _SIGNS_OF_DAMAGE):
+            problem = "holds more than tensors, and loading it could run code that is in it", "convert it"
+        else:
+            raise TacoValidationError(f"{path} is truncated or damaged ({reason}); fetch it again.") from error
+        raise TacoValidationError(f"{path} {problem[0]} ({reason}); {problem[1]} to safetensors.") from error
     if not isinstance(state, dict):
         raise TacoValidationError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors.")
     return state

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
+from taco.models.loader.checkpoint import refuse_pointer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -130,6 +131,10 @@ def _resolve_folder(folder: Path, load_format: str) -> ModelSource:
         return ModelSource("gguf", str(folder / gguf_names[0]))
     if load_format == "gguf":
         raise TacoValidationError(f"{folder} has no .gguf file.", parameter="model", value=str(folder))
+    for name in ("config.json", "tokenizer.json", "tokenizer.model"):
+        if name in names:
+            with open(folder / name, "rb") as file:
+                refuse_pointer(file)
     return ModelSource("hf", str(folder))
 
 

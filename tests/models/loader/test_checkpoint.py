@@ -151,11 +151,29 @@ def test_code_in_a_bin_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x80\x02junk", b"\x80\x02", random.Random(3).randbytes(1000), b"PK\x03\x04" * 9]
+    "content", [b"", b"\x80\x02junk", b"\x80\x02", random.Random(4).randbytes(1000), b"PK\x03\x04" * 9]
 )
 def test_a_damaged_bin_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(TacoValidationError, match=r"pytorch_model\.bin is truncated or damaged \(.+\); fetch it again"):
+    with pytest.raises(
+        TacoValidationError, match=r"pytorch_model\.bin is (truncated or )?damaged.*\(.+\); fetch it again"
+    ):
+        open_folder(tmp_path)
+
+
+def test_a_sound_bin_file_that_cannot_be_read_safely_is_not_called_damaged(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1)}, tmp_path / "pytorch_model.bin", pickle_protocol=4)
+    with pytest.raises(TacoValidationError, match=r"or pickled in a way.*\(Unsupported operand \d+\).*to safetensors"):
+        open_folder(tmp_path)
+
+
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    torch.save({"w": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RuntimeError, match="^DefaultCPUAllocator"):
         open_folder(tmp_path)
 
 

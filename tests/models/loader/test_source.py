@@ -78,6 +78,12 @@ def test_a_folder_and_a_gguf_file_are_found(folder: Path) -> None:
     assert resolve_model(str(folder), load_format="gguf") == ModelSource("gguf", str(file))
 
 
+def test_what_git_left_in_place_of_a_tokenizer_is_reported(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(TacoValidationError, match=r"tokenizer\.json only names the file that Git LFS has"):
+        resolve_model(str(folder))
+
+
 def test_a_folder_with_nothing_but_one_gguf_file_is_that_file(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     assert resolve_model(str(tmp_path)) == ModelSource("gguf", str(tmp_path / "a.gguf"))
