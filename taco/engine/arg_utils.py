@@ -152,7 +152,12 @@ class EngineArgs:
         'Kind of tokenizer: "auto" takes the fast one where there is one, "slow" the one in Python (rare), "mistral" '
         "that of mistral-common, from tekken.json or tokenizer.model.vN.",
     )
-    trust_remote_code: bool = implemented(False, SWITCH, "Run Python code that comes with the model.")
+    trust_remote_code: bool = implemented(
+        False,
+        SWITCH,
+        "Run Python code that comes with the model for its configuration and its tokenizer. The model itself is "
+        "computed by taco.",
+    )
     allowed_local_media_path: str = immaterial("", NO_MEDIA)
     download_dir: str | None = implemented(None, OPTIONAL_TEXT, "Folder for downloads, instead of the hub's cache.")
     load_format: str = implemented(

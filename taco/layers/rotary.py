@@ -48,7 +48,8 @@ class RotaryEmbedding(Module):
                 parameter="model",
                 value=self.type,
             )
-        fraction = settings.get("partial_rotary_factor", 1.0) or 1.0
+        fraction = settings.get("partial_rotary_factor")
+        fraction = 1.0 if fraction is None else fraction
         if fraction != 1.0 and not partial:
             raise UnsupportedFeatureError(
                 f"partial_rotary_factor={fraction} in this model's configuration is not implemented for "
@@ -57,6 +58,13 @@ class RotaryEmbedding(Module):
                 value=fraction,
             )
         self.size = int(head_dim * fraction)
+        if not 0 < self.size <= head_dim - self.size % 2:  # dimensions rotate in pairs
+            raise TacoValidationError(
+                f"partial_rotary_factor={fraction} in this model's configuration makes {self.size} of {head_dim} "
+                "dimensions rotate; there must be one at least, and all at most.",
+                parameter="model",
+                value=fraction,
+            )
 
     @property
     def max_position(self) -> int:

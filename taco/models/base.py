@@ -171,6 +171,7 @@ class DenseCausalLM(CausalLM):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        require_causal(config)
         self.num_layers = config.num_hidden_layers
         self.vocab_size = config.vocab_size
         self.hidden_size = config.hidden_size
@@ -238,6 +239,20 @@ def sliding_window(config: Any, layer_idx: int) -> int | None:
         parameter="model",
         value=layer_types[layer_idx],
     )
+
+
+def require_causal(config: Any) -> None:
+    """Checks that tokens see those before them alone.
+
+    Raises:
+        UnsupportedFeatureError: they do not.
+    """
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        raise UnsupportedFeatureError(
+            f"This {config.model_type} model wants attention in both directions (is_causal, "
+            "use_bidirectional_attention), which is not implemented for decoders.",
+            parameter="model",
+        )
 
 
 def require_settings(config: Any, **settings: Any) -> None:

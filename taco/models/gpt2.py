@@ -13,7 +13,7 @@ from taco.layers.decoder import MLP, LayerNormDecoderLayer
 from taco.layers.embedding import Embedding, LMHead
 from taco.layers.linear import Linear
 from taco.layers.norm import LayerNorm
-from taco.models.base import CausalLM, KVCaches, require_settings
+from taco.models.base import CausalLM, KVCaches, require_causal, require_settings
 
 
 class GPT2LMHeadModel(CausalLM):
@@ -22,6 +22,7 @@ class GPT2LMHeadModel(CausalLM):
     def __init__(self, config: Any) -> None:
         super().__init__()
         require_settings(config, add_cross_attention=False)
+        require_causal(config)
         self.num_layers = config.n_layer
         self.num_kv_heads = config.n_head
         self.head_dim = config.n_embd // config.n_head

@@ -13,7 +13,7 @@ from taco.layers.decoder import MLP, LayerNormDecoderLayer
 from taco.layers.embedding import Embedding, LMHead
 from taco.layers.linear import Linear, MergedLinear
 from taco.layers.norm import LayerNorm
-from taco.models.base import CausalLM, KVCaches
+from taco.models.base import CausalLM, KVCaches, require_causal
 
 # The first rows of the position table belong to padding.
 _FIRST_POSITION = 2
@@ -25,6 +25,7 @@ class OPTForCausalLM(CausalLM):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        require_causal(config)
         size, embedding_size = config.hidden_size, config.word_embed_proj_dim
         self.num_layers = config.num_hidden_layers
         self.num_kv_heads = config.num_attention_heads

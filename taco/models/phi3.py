@@ -17,6 +17,9 @@ class Phi3ForCausalLM(LlamaForCausalLM):
             super().layer_config(config, layer_idx),
             sliding_window=sliding_window(config, layer_idx),
             fused_checkpoint=True,
+            qkv_bias=False,
+            output_bias=False,
+            mlp_bias=False,
         )
 
     def make_rotaries(self, config: Any) -> list[RotaryEmbedding]:

@@ -67,12 +67,6 @@ class DecoderForPooling(PoolingModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", False):
-            raise UnsupportedFeatureError(
-                f"This {config.model_type} model wants attention in both directions (is_causal, "
-                "use_bidirectional_attention), which is not implemented for decoders.",
-                parameter="model",
-            )
         self.score: Module | None = None
         if self.use == "reward" and not any(name.endswith("RewardModel") for name in config.architectures or ()):
             self.num_logits = self.vocab_size  # a language model whose logits of some tokens are the reward

@@ -15,5 +15,7 @@ class Qwen2ForCausalLM(LlamaForCausalLM):
         return replace(
             super().layer_config(config, layer_idx),
             qkv_bias=True,
+            output_bias=False,
+            mlp_bias=False,
             sliding_window=sliding_window(config, layer_idx),
         )

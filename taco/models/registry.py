@@ -130,6 +130,7 @@ def known_architecture(hf_config: Any) -> Architecture:
         TacoValidationError: it does not; the message lists what is supported.
     """
     if (found := find_architecture(hf_config)) is not None:
+        _check_model_type(hf_config, found)
         return found
     names = getattr(hf_config, "architectures", None)
     wanted = ", ".join(names or ()) or f"model_type={hf_config.model_type!r}"
@@ -138,6 +139,27 @@ def known_architecture(hf_config: Any) -> Architecture:
         parameter="model",
         value=wanted,
     )
+
+
+def _check_model_type(hf_config: Any, found: Architecture) -> None:
+    """Raises TacoValidationError where `architectures` and `model_type` are those of different models.
+
+    transformers goes by the type, whose configuration may have settings that the architecture knows nothing of.
+    """
+    own = {**_BY_MODEL_TYPE, **_POOLING_BY_MODEL_TYPE}
+    types = {
+        model_type
+        for model_type, name in own.items()
+        if found.target == (_POOLING_MODELS[name].target if name in _POOLING_MODELS else _MODELS.get(name))
+    }
+    if types and hf_config.model_type not in types:
+        raise TacoValidationError(
+            f"The configuration names the architecture {', '.join(hf_config.architectures)}, and the "
+            f"model_type={hf_config.model_type!r} of another one. Correct its config.json, or pass "
+            'hf_overrides={"architectures": [...]} or {"model_type": ...}.',
+            parameter="model",
+            value=hf_config.model_type,
+        )
 
 
 def register_model(architecture: str, target: str) -> None:

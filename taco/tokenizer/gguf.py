@@ -27,6 +27,7 @@ from taco.models.loader.gguf_file import GGUFHeader
 from taco.models.loader.source import gguf_header
 
 # Token types (tokenizer.ggml.token_type).
+_MAX_TOKEN_CHARS = 10_000
 _NORMAL = 1
 _CONTROL = 3
 _USER_DEFINED = 4
@@ -210,6 +211,11 @@ def _merges_of_scores(vocab: Mapping[str, int], types: Sequence[int], scores: Se
     pieces have it. So every division of a piece into two pieces is a merge with the rank of its score. Among equal
     scores, which runs of spaces have, a longer left part goes first: then they grow from the left, too.
     """
+    longest = max(map(len, vocab), default=0)
+    if longest > _MAX_TOKEN_CHARS:
+        raise TacoValidationError(
+            f"The vocabulary of the GGUF file is damaged: it has a token of {longest} characters."
+        )
     mergeable = [(-scores[i], token) for token, i in vocab.items() if types[i] in (_NORMAL, _USER_DEFINED)]
     mergeable.sort(key=itemgetter(0))
     merges: list[tuple[str, str]] = []

@@ -5,15 +5,15 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from taco.config import TacoConfig
 from taco.envs import limit_onednn_caches
-from taco.errors import EngineAsleepError, EngineError, TacoValidationError
+from taco.errors import EngineAsleepError, EngineError, TacoError, TacoValidationError
 from taco.kernels import native
 from taco.models.loader.apply import load_dummy_weights, load_weights
 from taco.models.loader.opening import open_checkpoint
@@ -34,6 +34,22 @@ if TYPE_CHECKING:
     from taco.models.base import Model
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Says of an error of Python in this context that the configuration of the model has something to do with it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, TacoError):
+            raise
+        raise TacoValidationError(
+            f"No model can be made of the configuration of {name} ({type(error).__name__}: {error}); check its "
+            "config.json.",
+            parameter="model",
+            value=name,
+        ) from error
 
 
 class Worker:
@@ -68,7 +84,7 @@ class Worker:
         """Builds the model without memory, checks the checkpoint against it, and loads the weights."""
         config = self.config.model_config
         model_class = resolve_model_class(config.hf_text_config, "classify" if config.task == "score" else config.task)
-        with torch.device("meta"):
+        with torch.device("meta"), _explained(config.model):
             model = model_class(config.hf_text_config)
         model.placement = Placement(config.hf_text_config, self.device, config.dtype, config.max_model_len)
         self.model = model.eval()
@@ -95,7 +111,8 @@ class Worker:
                 )
             finally:
                 checkpoint.close()
-        model.finalize(model.placement.max_model_len)
+        with _explained(config.model):
+            model.finalize(model.placement.max_model_len)
         model.missing_weights = frozenset()
         return_free_memory()
 

@@ -217,12 +217,46 @@ def test_masks_in_old_gpt2_checkpoints_are_ignored() -> None:
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0, "partial_rotary_factor": 0.5}},
          "partial_rotary_factor"),
         ("llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 9.0}}, "proportional"),
+        *((model_type, {"is_causal": off}, "is_causal") for model_type, off in [
+            ("llama", False), ("mistral", 0), ("qwen3", None), ("gemma3_text", False), ("gpt2", False), ("opt", False),
+        ]),
     ],
 )  # fmt: skip
 def test_settings_that_are_not_implemented_are_named(model_type: str, settings: dict[str, Any], name: str) -> None:
     config = tiny_config(model_type, **settings)
     with torch.device("meta"), pytest.raises(UnsupportedFeatureError, match=name):
         resolve_model_class(config)(config)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 2.0, 1e5])
+def test_no_more_dimensions_rotate_than_there_are(fraction: float) -> None:
+    rope = {"rope_type": "default", "rope_theta": 9.0, "partial_rotary_factor": fraction}
+    config = tiny_config("phi3", rope_parameters=rope)
+    with torch.device("meta"), pytest.raises(TacoValidationError, match=f"partial_rotary_factor={fraction}"):
+        resolve_model_class(config)(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("mistral", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen3", {"mlp_bias": True}),
+        ("phi3", {"attention_bias": True}),
+    ],
+)
+def test_biases_that_transformers_does_not_make_are_not_wanted(model_type: str, settings: dict[str, Any]) -> None:
+    load(random_reference(tiny_config(model_type, **settings)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [("mistral", "LlamaForCausalLM"), ("llama", "MistralForCausalLM"), ("granite", "LlamaForCausalLM")],
+)
+def test_an_architecture_of_another_model_type_is_refused(model_type: str, architecture: str) -> None:
+    config = tiny_config(model_type, architectures=[architecture])
+    with pytest.raises(TacoValidationError, match=f"{architecture}, and the model_type='{model_type}' of another one"):
+        resolve_model_class(config)
 
 
 def test_dynamic_scaling_is_refused_past_the_positions_where_it_would_change_cached_keys() -> None:

@@ -26,6 +26,19 @@ _COMMON_FIELDS = {
     "attention.head_count": "num_attention_heads",
 }
 
+# Metadata that changes what a model computes, and the value with which it does not; 0 stands for a value that is left
+# out.
+_NEUTRAL: dict[str, Any] = {
+    "attention.causal": True,
+    "attention.scale": 0,
+    "attention.clamp_kqv": 0,
+    "attention.max_alibi_bias": 0,
+    "logit_scale": 1.0,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "expert_count": 0,
+}
+
 # Gemma 3 was trained with this base in its sliding-window layers; older converters do not write it.
 _GEMMA_LOCAL_ROPE_BASE = 10000.0
 # The one Gemma 3 model (27B) whose query scale is not its head size (google/gemma-3-27b-it, config.json).
@@ -50,6 +63,14 @@ def gguf_config_fields(header: GGUFHeader) -> dict[str, Any]:
         if name not in header.tensors:
             raise TacoValidationError(f"{header.path} has no tensor {name}; it does not hold a complete model.")
     fields = _ARCHITECTURES[header.architecture](header)
+    for key, neutral in _NEUTRAL.items():
+        value = header.get(key, neutral)
+        if value != neutral and (value is False or value != 0):
+            raise UnsupportedFeatureError(
+                f"{header.path}: {header.architecture}.{key}={value!r} is not supported.",
+                parameter="model",
+                value=header.path,
+            )
     return {
         **fields,
         # The padded size, where the vocabulary of the tokenizer may be smaller.
@@ -82,6 +103,9 @@ def gguf_generation_config(header: GGUFHeader) -> dict[str, Any]:
         "pad_token_id": header.metadata.get("tokenizer.ggml.padding_token_id"),
     }
     return {name: value for name, value in config.items() if value is not None}
+
+
+_YARN_SETTINGS = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier")
 
 
 def _llama(header: GGUFHeader) -> dict[str, Any]:
@@ -243,17 +267,28 @@ def _rope(
             f"not supported for the architecture {header.architecture}."
         )
     rope: dict[str, Any] = {"rope_theta": _decimal(header.get("rope.freq_base", default_theta))}
-    kind = header.get("rope.scaling.type", "none")
+    factor = header.get("rope.scaling.factor", header.get("rope.scale_linear", 0))
+    kind = header.get("rope.scaling.type", "linear" if factor else "none")  # as llama.cpp has it
+    allowed = {"llama": {_LLAMA3_FACTORS}, "phi3": {_LONG_FACTORS, _SHORT_FACTORS}}.get(header.architecture, set())
+    if others := sorted(CONFIG_TENSORS & header.tensors.keys() - allowed):
+        raise UnsupportedFeatureError(
+            f"{header.path}: {', '.join(others)} is not supported for the architecture {header.architecture}."
+        )
+    if kind == "longrope" and _LONG_FACTORS not in header.tensors:
+        raise TacoValidationError(f"{header.path} has no tensor {_LONG_FACTORS}; convert the model again.")
     if kind in ("none", "longrope"):  # the factors of longrope are tensors
         rope["rope_type"] = "default"
     elif kind == "linear":
-        rope |= {"rope_type": "linear", "factor": _decimal(header.require("rope.scaling.factor"))}
+        rope |= {"rope_type": "linear", "factor": _decimal(factor or header.require("rope.scaling.factor"))}
     elif kind == "yarn":
         rope |= {
             "rope_type": "yarn",
             "factor": _decimal(header.require("rope.scaling.factor")),
             "original_max_position_embeddings": header.require("rope.scaling.original_context_length"),
         }
+        given = [f"rope.scaling.{name}" for name in _YARN_SETTINGS if header.get(f"rope.scaling.{name}") is not None]
+        if given:
+            raise UnsupportedFeatureError(f"{header.path}: {', '.join(given)} in the metadata is not supported.")
     else:
         raise UnsupportedFeatureError(f"{header.path}: rope scaling of type {kind!r} is not supported.")
     return rope

@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -145,6 +146,10 @@ def _parse(path: str, data: mmap.mmap, size: int) -> GGUFHeader:
                 f"{size} bytes; fetch it again."
             )
         tensors[name] = tensor
+    ordered = sorted(tensors.items(), key=lambda item: item[1].offset)
+    for (one, tensor), (other, following) in pairwise(ordered):
+        if tensor.offset + tensor.num_bytes > following.offset:
+            raise TacoValidationError(f"{path} is damaged: the tensors {one} and {other} overlap; fetch it again.")
     return GGUFHeader(path, metadata, tensors)
 
 

@@ -26,8 +26,13 @@ def open_checkpoint(source: ModelSource, *, load_format: str, hf_config: Any) ->
     """
     if source.kind == "gguf":
         return GGUFCheckpoint(source.path, hf_config)
-    paths = _weight_files(Path(source.path), load_format)
-    return SafetensorsCheckpoint(paths) if paths[0].endswith(".safetensors") else TorchCheckpoint(paths)
+    try:
+        paths = _weight_files(Path(source.path), load_format)
+        return SafetensorsCheckpoint(paths) if paths[0].endswith(".safetensors") else TorchCheckpoint(paths)
+    except OSError as error:
+        raise TacoValidationError(
+            f"The weights in {source.path} cannot be read: {error}.", parameter="model"
+        ) from error
 
 
 def _weight_files(folder: Path, load_format: str) -> list[str]:
@@ -42,12 +47,19 @@ def _weight_files(folder: Path, load_format: str) -> list[str]:
         )
     index_name = "model.safetensors.index.json" if names[0].endswith(".safetensors") else "pytorch_model.bin.index.json"
     index = folder / index_name
-    if len(names) > 1 and index.is_file():
+    is_whole = names[0] in ("model.safetensors", "pytorch_model.bin")
+    if index.is_file() and not is_whole:
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TacoValidationError(f"{index} is damaged: it has no valid weight_map ({error!r}).") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise TacoValidationError(f"{folder} is incomplete: {index_name} names files that are missing: {missing}.")
+        if not names:
+            raise TacoValidationError(f"{index} is damaged: its weight_map is empty.")
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise TacoValidationError(f"{folder} is incomplete: {index_name} names files that are missing: {missing}.")
+    elif unusable := [name for name in names if not (folder / name).is_file()]:
+        raise TacoValidationError(
+            f"{folder} is incomplete: {unusable} are no files, or links to files that are missing."
+        )
     return [str(folder / name) for name in names]

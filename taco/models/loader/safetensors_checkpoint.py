@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import BinaryIO
 
@@ -31,6 +33,9 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+_MAX_HEADER_BYTES = 100_000_000  # as the format has it
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class SafetensorsCheckpoint:
         self._files.append(file)
         header, start = _read_header(file)
         size = os.fstat(file.fileno()).st_size
+        places: list[tuple[int, int, str]] = []
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
@@ -72,8 +78,8 @@ class SafetensorsCheckpoint:
                     "to hold two checkpoints: remove one."
                 )
             try:
-                dtype_name, shape = entry["dtype"], tuple(entry["shape"])
-                begin, end = entry["data_offsets"]
+                dtype_name, shape = str(entry["dtype"]), tuple(map(operator.index, entry["shape"]))
+                begin, end = map(operator.index, entry["data_offsets"])
             except (TypeError, KeyError, ValueError) as error:
                 raise TacoValidationError(f"{path} is damaged: the header entry of {name} is {entry!r}.") from error
             if dtype_name not in _DTYPES:
@@ -87,6 +93,10 @@ class SafetensorsCheckpoint:
                     f"{start + begin} to {start + end}, the file has {size}; fetch it again."
                 )
             self._locations[name] = _Location(file, start + begin, dtype, shape)
+            places.append((begin, end, name))
+        for (_, end, one), (begin, _, other) in pairwise(sorted(place for place in places if place[0] < place[1])):
+            if begin < end:
+                raise TacoValidationError(f"{path} is damaged: the tensors {one} and {other} overlap; fetch it again.")
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return {
@@ -113,15 +123,22 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, dict], int]:
     refuse_pointer(file)
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > size - 8:
+    if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
         raise TacoValidationError(f"{file.name} is truncated, or is not a safetensors file; fetch it again.")
     try:
-        header = json.loads(file.read(length))
-    except ValueError as error:
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise TacoValidationError(f"{file.name} is damaged: its header is not JSON ({error}).") from error
     if not isinstance(header, dict):
         raise TacoValidationError(f"{file.name} is damaged: its header is not a JSON object.")
     return header, 8 + length
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _read_rows(location: _Location, start: int, stop: int) -> torch.Tensor:
@@ -145,8 +162,14 @@ class TorchCheckpoint:
         self._tensors: dict[str, torch.Tensor] = {}
         for path in paths:
             for name, tensor in _load_state_dict(path).items():
+                if not isinstance(name, str):
+                    raise TacoValidationError(f"{path}: {name!r} is no name of a tensor.")
                 if not isinstance(tensor, torch.Tensor):
                     raise TacoValidationError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor.")
+                if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+                    raise TacoValidationError(
+                        f"{path}: {name} is sparse, quantised or without values; save it as a plain tensor."
+                    )
                 if name in self._tensors:
                     raise TacoValidationError(f"{path}: the tensor {name} is in another file, too.")
                 self._tensors[name] = tensor
@@ -167,11 +190,19 @@ class TorchCheckpoint:
 _SIGNS_OF_DAMAGE = ("invalid load key", "truncated", "unpickling stack underflow")
 
 
+def _can_be_mapped(path: str) -> bool:
+    """Whether the values lie in the file as they are: in the format of torch 1.6 and later, and not compressed."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
+
+
 def _load_state_dict(path: str) -> dict[str, object]:
     with open(path, "rb") as file:
         refuse_pointer(file)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as error:  # damaged pickles end in many ways
         text = str(error)
         if isinstance(error, MemoryError) or "allocate memory" in text:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from taco.errors import TacoValidationError, UnsupportedFeatureError
 from taco.models.loader.checkpoint import refuse_pointer
+from taco.models.loader.config_check import check_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -118,7 +119,10 @@ def resolve_model(
 
 
 def _resolve_folder(folder: Path, load_format: str) -> ModelSource:
-    names = os.listdir(folder)
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise TacoValidationError(f"{folder} cannot be read: {error}.", parameter="model", value=str(folder)) from error
     gguf_names = sorted(name for name in names if name.lower().endswith(".gguf"))
     is_gguf = load_format == "gguf" or (load_format in ("auto", "dummy") and "config.json" not in names)
     if gguf_names and is_gguf:
@@ -132,7 +136,7 @@ def _resolve_folder(folder: Path, load_format: str) -> ModelSource:
     if load_format == "gguf":
         raise TacoValidationError(f"{folder} has no .gguf file.", parameter="model", value=str(folder))
     for name in ("config.json", "tokenizer.json", "tokenizer.model"):
-        if name in names:
+        if (folder / name).is_file() and os.access(folder / name, os.R_OK):  # else it is reported where it is needed
             with open(folder / name, "rb") as file:
                 refuse_pointer(file)
     return ModelSource("hf", str(folder))
@@ -284,8 +288,10 @@ def load_hf_config(
             config = AutoConfig.for_model(**fields)
         else:
             if not (Path(source.path) / "config.json").is_file():
+                adapter = (Path(source.path) / "adapter_config.json").is_file()
+                kind = ": it holds an adapter (LoRA), not a model. Merge it into its model, and" if adapter else ";"
                 raise TacoValidationError(
-                    f"{source.path} has no config.json; pass a complete model folder, a .gguf file or a Hub id.",
+                    f"{source.path} has no config.json{kind} pass a complete model folder, a .gguf file or a Hub id.",
                     parameter="model",
                     value=source.path,
                 )
@@ -302,7 +308,10 @@ def load_hf_config(
             f"The configuration of {source.path} cannot be used: {error}", parameter="model", value=source.path
         ) from error
     config.name_or_path = source.path
-    return hf_overrides(config) if callable(hf_overrides) else config
+    if callable(hf_overrides):
+        config = hf_overrides(config)
+    check_config(config)
+    return config
 
 
 def _override(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,16 +356,27 @@ def load_generation_config(
     if path.is_file():
         from taco.models.loader.gguf_config import gguf_generation_config
 
-        return gguf_generation_config(gguf_header(str(path)))
+        return _checked(gguf_generation_config(gguf_header(str(path))), str(path))
     file = path / "generation_config.json"
     if not file.is_file():
         configs = () if hf_config is None else (hf_config, hf_config.get_text_config())
         found = (getattr(config, "eos_token_id", None) for config in configs)
-        return next(({"eos_token_id": ids} for ids in found if ids is not None), {})
+        return _checked(next(({"eos_token_id": ids} for ids in found if ids is not None), {}), f"{path}/config.json")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise TacoValidationError(f"{file} cannot be read: {error}.") from error
+    except (ValueError, RecursionError) as error:
         raise TacoValidationError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise TacoValidationError(f"{file} does not hold a JSON object.")
+    return _checked(config, str(file))
+
+
+def _checked(config: dict[str, Any], place: str) -> dict[str, Any]:
+    """The generation config, whose tokens that end a sequence must be ids."""
+    ids = config.get("eos_token_id")
+    for token_id in ids if isinstance(ids, list) else [ids]:
+        if token_id is not None and (isinstance(token_id, bool) or not isinstance(token_id, int)):
+            raise TacoValidationError(f"{place}: eos_token_id is {ids!r}; it must be a token id or a list of them.")
     return config

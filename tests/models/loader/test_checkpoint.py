@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,89 @@ def test_a_damaged_bin_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_sound_bin_file_that_cannot_be_read_safely_is_not_called_damaged(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1)}, tmp_path / "pytorch_model.bin", pickle_protocol=4)
     with pytest.raises(TacoValidationError, match=r"or pickled in a way.*\(Unsupported operand \d+\).*to safetensors"):
+        open_folder(tmp_path)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the header of a safetensors file."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    changed = change(header)
+    text = (changed if isinstance(changed, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h["b"].update(data_offsets=h["a"]["data_offsets"]), "tensors (a and b|b and a) overlap"),
+        (lambda h: h["b"].update(data_offsets=[8, 24]), "tensors a and b overlap"),
+        (lambda h: json.dumps(h)[:-1] + ', "a": {}}', "a name is there twice"),
+        (lambda h: h["a"].update(shape="ab"), "header entry of a"),
+        (lambda h: h["a"].update(shape=[4.0]), "header entry of a"),
+        (lambda h: h["a"].update(dtype=["F32"]), "dtype"),
+        (lambda h: h["a"].update(data_offsets=["0", None]), "header entry of a"),
+        (lambda h: "[" * 200_000, "not JSON"),
+    ],
+)
+def test_headers_that_lie_are_damage(tmp_path: Path, change: Any, message: str) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(4.0), "b": torch.arange(4.0)}, file)
+    rewritten(file, change)
+    with pytest.raises(TacoValidationError, match=message):
+        open_folder(tmp_path)
+
+
+def test_a_header_that_would_take_the_memory_is_damage(tmp_path: Path) -> None:
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write((1 << 32).to_bytes(8, "little"))
+        file.truncate((1 << 32) + 100)  # it takes no room on the disk
+    with pytest.raises(TacoValidationError, match="is not a safetensors file"):
+        open_folder(tmp_path)
+
+
+def test_a_compressed_bin_file_is_read(tmp_path: Path) -> None:
+    stored, packed = tmp_path / "stored", tmp_path / "pytorch_model.bin"
+    torch.save({"w": torch.arange(1000.0)}, stored)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert torch.equal(open_folder(tmp_path).read("w"), torch.arange(1000.0))
+
+
+@pytest.mark.parametrize(
+    "content", [{"w": torch.eye(3).to_sparse()}, {"w": torch.empty(3, device="meta")}, {5: torch.zeros(1)}]
+)
+def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(TacoValidationError, match="w is sparse, quantised or without values|5 is no name"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["model-00001-of-00002.safetensors"], "names files that are missing"),
+        (["a -> nowhere"], "links to files that are missing"),
+    ],
+)
+def test_files_that_are_missing_are_named(tmp_path: Path, files: list[str], message: str) -> None:
+    if "->" in files[0]:
+        (tmp_path / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    else:
+        save_file({"a": torch.zeros(1)}, tmp_path / files[0])
+        weight_map = {"a": files[0], "b": "model-00002-of-00002.safetensors"}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(TacoValidationError, match=message):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("weight_map", [{}, {"a": 3}, [1], None])
+def test_a_useless_index_is_damage_or_names_what_is_missing(tmp_path: Path, weight_map: Any) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(TacoValidationError, match="weight_map|files that are missing"):
         open_folder(tmp_path)
 
 

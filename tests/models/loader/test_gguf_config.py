@@ -186,6 +186,26 @@ def test_the_long_rope_of_phi3_is_read_from_its_tensors(tmp_path: Path) -> None:
     assert ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"))[0].shape == (4,)
 
 
+def with_yarn(writer: gguf.GGUFWriter, architecture: str) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(64)
+    writer.add_float32(f"{architecture}.rope.scaling.yarn_beta_fast", 4.0)
+
+
+@pytest.mark.parametrize("name", ["rope_factors_long.weight", "rope_freqs.weight"])
+def test_tensors_of_other_rotary_embeddings_are_not_passed_over(tmp_path: Path, name: str) -> None:
+    tensors = {name.replace(".", "__"): np.ones(4, dtype=np.float32)}
+    with pytest.raises(UnsupportedFeatureError, match=f"{name} is not supported for the architecture qwen3"):
+        config_of(tmp_path / "model.gguf", "qwen3", lambda writer: None, **tensors)
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_scaling_without_a_type_is_linear(tmp_path: Path, key: str) -> None:
+    config = config_of(tmp_path / "model.gguf", "llama", lambda writer: writer.add_float32(f"llama.{key}", 4.0))
+    assert config.rope_parameters == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+
+
 @pytest.mark.parametrize(
     ("model_type", "add", "message"),
     [
@@ -194,6 +214,11 @@ def test_the_long_rope_of_phi3_is_read_from_its_tensors(tmp_path: Path) -> None:
         ("llama", lambda writer: writer.add_value_length(8), "different sizes"),
         ("qwen2", lambda writer: writer.add_key_length(32), "heads of 32"),
         ("llama", lambda writer: writer.add_string("llama.rope.scaling.type", "su"), "'su' is not supported"),
+        ("llama", lambda writer: writer.add_bool("llama.attention.causal", False), "attention.causal=False"),
+        ("qwen3", lambda writer: writer.add_float32("qwen3.logit_scale", 0.25), "logit_scale=0.25"),
+        ("qwen3", lambda writer: writer.add_expert_count(4), "expert_count=4"),
+        ("gpt2", lambda writer: writer.add_float32("gpt2.attention.scale", 0.5), "attention.scale=0.5"),
+        ("qwen2", lambda writer: with_yarn(writer, "qwen2"), "yarn_beta_fast"),
     ],
 )
 def test_variants_that_are_not_supported_are_named(

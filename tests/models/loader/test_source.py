@@ -78,6 +78,59 @@ def test_a_folder_and_a_gguf_file_are_found(folder: Path) -> None:
     assert resolve_model(str(folder), load_format="gguf") == ModelSource("gguf", str(file))
 
 
+def changed(folder: Path, **fields: Any) -> ModelSource:
+    """A model whose config.json has other fields; those of `rope_parameters` are added to what is there."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    rope = fields.pop("rope_parameters", None)
+    config |= fields
+    if rope is not None:
+        config["rope_parameters"] |= rope
+    file.write_text(json.dumps(config))
+    return ModelSource("hf", str(folder))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 0},
+        {"vocab_size": -1},
+        {"hidden_size": 2**63},
+        {"num_key_value_heads": -1},
+        {"max_position_embeddings": 0},
+        {"intermediate_size": True},
+        {"architectures": ["LlamaForCausalLM", 1]},
+        {"rope_parameters": {"rope_theta": 0.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": -2.0}},
+    ],
+)
+def test_numbers_that_no_model_can_have_are_named(folder: Path, fields: dict[str, Any]) -> None:
+    name = next(iter(fields["rope_parameters"])) if "rope_parameters" in fields else next(iter(fields))
+    name = "factor" if name == "rope_type" else name
+    with pytest.raises(TacoValidationError, match=rf"cannot be used.*{name}"):
+        load_hf_config(changed(folder, **fields))
+
+
+@pytest.mark.parametrize("eos", ["x", [1, "a"], 1.5, {}, [[1]], True])
+def test_ends_of_sequences_must_be_token_ids(folder: Path, eos: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(TacoValidationError, match=r"generation_config\.json: eos_token_id is"):
+        load_generation_config(ModelSource("hf", str(folder)))
+
+
+def test_a_broken_link_to_a_file_that_is_not_needed_is_no_problem(folder: Path) -> None:
+    (folder / "tokenizer.json").symlink_to(folder / "nowhere")
+    (folder / "tokenizer.model").mkdir()
+    assert resolve_model(str(folder)).kind == "hf"
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(TacoValidationError, match="holds an adapter"):
+        load_hf_config(ModelSource("hf", str(tmp_path)))
+
+
 def test_what_git_left_in_place_of_a_tokenizer_is_reported(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with pytest.raises(TacoValidationError, match=r"tokenizer\.json only names the file that Git LFS has"):
