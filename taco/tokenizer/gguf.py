@@ -114,7 +114,10 @@ def build_gguf_tokenizer(path: str, **options: Any) -> PreTrainedTokenizerFast:
             value=path,
         )
     tokens = _require(header, "tokens")
-    types = header.metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    types = header.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or not (types is None or isinstance(types, list)):
+        raise TacoValidationError(f"{path} is damaged: its tokens and their types are no lists.")
+    types = types or [_NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise TacoValidationError(f"{path} is damaged: it has {len(tokens)} tokens and {len(types)} token types.")
     try:

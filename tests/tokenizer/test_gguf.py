@@ -253,6 +253,7 @@ def test_unknown_kinds_and_pre_tokenizers_are_refused_with_a_list(tmp_path: Path
     ("metadata", "message"),
     [
         ({"token_type": [1, 1]}, "3 tokens and 2 token types"),
+        ({"token_type": 1}, "tokens and their types are no lists"),
         ({"merges": ["a z"]}, "damaged tokenizer"),
         ({"merges": ["ab"]}, "damaged tokenizer"),
         ({"eos_token_id": 3}, "eos token has the id 3, and there are 3 tokens"),
@@ -264,6 +265,12 @@ def test_a_damaged_tokenizer_is_reported(tmp_path: Path, metadata: dict[str, Any
         metadata = {"merges": ["a b"], **metadata}
     path = write(tmp_path / "m.gguf", "gpt2", ["a", "b", "ab"], pre="gpt-2", **metadata)
     with pytest.raises(TacoValidationError, match=message):
+        load_tokenizer(str(path))
+
+
+def test_a_token_of_endless_length_is_damage(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", "llama", ["a", "b" * 500_000], scores=[0.0, -1.0], unknown_token_id=0)
+    with pytest.raises(TacoValidationError, match="it has a token of 500000 characters"):
         load_tokenizer(str(path))
 
 

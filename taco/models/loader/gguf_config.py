@@ -96,7 +96,8 @@ def gguf_generation_config(header: GGUFHeader) -> dict[str, Any]:
     The end of a turn or of a message ends a generation as the end of the text does, so eos_token_id lists all three.
     """
     ids = {name: header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
-    eos = list(dict.fromkeys(token_id for token_id in ids.values() if token_id is not None))
+    eos = [token_id for token_id in ids.values() if token_id is not None]
+    eos = [token_id for place, token_id in enumerate(eos) if token_id not in eos[:place]]
     config = {
         "bos_token_id": header.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
