@@ -152,13 +152,14 @@ def _check_model_type(hf_config: Any, found: Architecture) -> None:
         for model_type, name in own.items()
         if found.target == (_POOLING_MODELS[name].target if name in _POOLING_MODELS else _MODELS.get(name))
     }
-    if types and hf_config.model_type not in types:
+    model_type = getattr(hf_config, "model_type", None)
+    if types and model_type and model_type not in types:
         raise TacoValidationError(
             f"The configuration names the architecture {', '.join(hf_config.architectures)}, and the "
-            f"model_type={hf_config.model_type!r} of another one. Correct its config.json, or pass "
+            f"model_type={model_type!r} of another one. Correct its config.json, or pass "
             'hf_overrides={"architectures": [...]} or {"model_type": ...}.',
             parameter="model",
-            value=hf_config.model_type,
+            value=model_type,
         )
 
 
