@@ -46,7 +46,7 @@ def check_config(config: Any) -> None:
             problems.append(f"{name} is {value!r}; it must be an integer from 1 to {most}")
     for where, settings in _rope_settings(text_config):
         for name in _POSITIVE:
-            if name in settings and not _is_positive(settings[name]):
+            if settings.get(name) is not None and not _is_positive(settings[name]):
                 problems.append(f"{name} of {where} is {settings[name]!r}; it must be a positive number")
     for name in _POSITIVE:
         value = getattr(text_config, name, None)
