@@ -11,11 +11,7 @@ from taco.models.llama import LlamaForCausalLM
 
 
 class MistralForCausalLM(LlamaForCausalLM):
+    bias_settings = ()
+
     def layer_config(self, config: Any, layer_idx: int) -> DecoderLayerConfig:
-        return replace(
-            super().layer_config(config, layer_idx),
-            sliding_window=sliding_window(config, layer_idx),
-            qkv_bias=False,
-            output_bias=False,
-            mlp_bias=False,
-        )
+        return replace(super().layer_config(config, layer_idx), sliding_window=sliding_window(config, layer_idx))

@@ -12,14 +12,13 @@ from taco.models.llama import LlamaForCausalLM
 
 
 class Phi3ForCausalLM(LlamaForCausalLM):
+    bias_settings = ()
+
     def layer_config(self, config: Any, layer_idx: int) -> DecoderLayerConfig:
         return replace(
             super().layer_config(config, layer_idx),
             sliding_window=sliding_window(config, layer_idx),
             fused_checkpoint=True,
-            qkv_bias=False,
-            output_bias=False,
-            mlp_bias=False,
         )
 
     def make_rotaries(self, config: Any) -> list[RotaryEmbedding]:

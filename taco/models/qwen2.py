@@ -11,11 +11,11 @@ from taco.models.llama import LlamaForCausalLM
 
 
 class Qwen2ForCausalLM(LlamaForCausalLM):
+    bias_settings = ()
+
     def layer_config(self, config: Any, layer_idx: int) -> DecoderLayerConfig:
         return replace(
             super().layer_config(config, layer_idx),
             qkv_bias=True,
-            output_bias=False,
-            mlp_bias=False,
             sliding_window=sliding_window(config, layer_idx),
         )

@@ -11,10 +11,9 @@ from taco.models.llama import LlamaForCausalLM
 
 
 class Qwen3ForCausalLM(LlamaForCausalLM):
+    bias_settings = ("attention_bias",)
+
     def layer_config(self, config: Any, layer_idx: int) -> DecoderLayerConfig:
         return replace(
-            super().layer_config(config, layer_idx),
-            qk_norm=True,
-            sliding_window=sliding_window(config, layer_idx),
-            mlp_bias=False,
+            super().layer_config(config, layer_idx), qk_norm=True, sliding_window=sliding_window(config, layer_idx)
         )
